@@ -1,0 +1,163 @@
+"""Gradient Centralization as an optax transformation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_gc._axes import ParamAxes, PyTree, check_names, is_absent, named_leaves, resolve
+from optax_gc._layout import check_output_axis, layout_axes, layout_plan
+
+
+def centralize_gradients(
+    axes: ParamAxes | PyTree | Callable[[PyTree], Any] | None = None,
+    *,
+    output_axis: int = -1,
+    conv_only: bool = False,
+) -> optax.GradientTransformation:
+    r"""Gradient Centralization: removes from each gradient its mean over the inputs of each unit.
+
+    For the weight vector :math:`w_i` of one output unit with :math:`M` inputs,
+
+    .. math::
+      \Phi_{GC}(\nabla_{w_i} L) = \nabla_{w_i} L - \mu_{\nabla_{w_i} L}
+      = (I - e e^T) \nabla_{w_i} L, \qquad e = 1 / \sqrt{M}
+
+    (equations 1 and 2 of the paper). Put it before the optimizer to centralize the gradient, which
+    is the paper's method, or after it to centralize the whole step. It is stateless.
+
+    Vectors, scalars, integers, empty leaves and weights with a single input are returned as they
+    are. Half-precision gradients are averaged in float32 and returned in their own dtype.
+
+    Args:
+      axes: which axes are inputs. `None` goes by layout, see `layout_axes`; otherwise a `ParamAxes`,
+        as made by `infer_axes`, or a pytree like the params with `WeightAxes`,
+        `optax.contrib.MuonDimensionNumbers` or `None` (leave alone) at the leaves, or a callable
+        from params to either.
+      output_axis: with `axes=None`, the axis that indexes the units: -1 for Flax, Haiku and Keras,
+        0 for Equinox.
+      conv_only: whether to centralize convolutions only (the authors' `gc_conv_only`): weights with
+        `op == "conv"`, which by layout are those of rank 4 and more.
+
+    Returns:
+      An `optax.GradientTransformation`.
+
+    Raises:
+      TypeError: if `axes` holds something else than axes, or `output_axis` is not an int.
+      ValueError: here if both `axes` and `output_axis` are given; from `init` and `update` if the axes
+        belong to another tree, or do not fit the shape of a leaf.
+
+    References:
+      Yong et al, `Gradient Centralization: A New Optimization Technique for Deep Neural Networks
+      <https://arxiv.org/abs/2004.01461>`_, ECCV 2020
+
+    Example:
+      >>> import jax.numpy as jnp, optax, optax_gc
+      >>> optimizer = optax.chain(optax_gc.gc(), optax.sgd(1.0))
+      >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
+      >>> state = optimizer.init(params)
+      >>> grads = {"kernel": jnp.array([[1., 2., 3.], [3., 2., 1.]]), "bias": jnp.ones(3)}
+      >>> updates, state = optimizer.update(grads, state)
+      >>> print(updates["kernel"])
+      [[ 1. -0. -1.]
+       [-1. -0.  1.]]
+    """
+    if axes is not None and output_axis != -1:
+        raise ValueError(
+            f"axes and output_axis={output_axis!r} are both given. output_axis is part of the layout rule, which axes "
+            "replaces: drop one of them."
+        )
+    check_output_axis(output_axis)
+
+    def init_fn(params: PyTree) -> optax.OptState:
+        plan = layout_axes(params, output_axis) if axes is None else resolve(axes, params)
+        check_names(plan, named_leaves(params)[0])
+        return optax.EmptyState()
+
+    def update_fn(
+        updates: PyTree, state: optax.OptState, params: PyTree | None = None
+    ) -> tuple[PyTree, optax.OptState]:
+        if axes is None:
+            plan = layout_plan(updates, output_axis)[0]
+        else:
+            plan = resolve(axes, updates if params is None else params)
+        return _map_inputs(_centralize, updates, plan, conv_only), state
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def removed_fraction(updates: PyTree, axes: ParamAxes | PyTree | None = None) -> PyTree:
+    r"""Share of each gradient's squared norm that Gradient Centralization removes.
+
+    That is :math:`\|g - \Phi_{GC}(g)\|^2 / \|g\|^2`, which by Pythagoras is also
+    :math:`1 - \|\Phi_{GC}(g)\|^2 / \|g\|^2`: 0 where GC changes nothing, 1 where it removes all.
+
+    Args:
+      updates: a pytree of gradients.
+      axes: as for `centralize_gradients`.
+
+    Returns:
+      A pytree like `updates` of float32 scalars between 0 and 1 (float64 for float64 gradients); 0
+      for leaves that are left alone and for gradients that are zero.
+
+    Raises:
+      TypeError, ValueError: as `centralize_gradients`.
+
+    Example:
+      >>> import jax.numpy as jnp, optax_gc
+      >>> share = optax_gc.removed_fraction({"w": jnp.array([[1., 1.], [1., -1.]]), "b": jnp.ones(2)})
+      >>> print(share["w"], share["b"])
+      0.5 0.0
+    """
+    plan = layout_plan(updates, -1)[0] if axes is None else resolve(axes, updates)
+
+    def share(gradient: jax.Array, in_axes: tuple[int, ...]) -> jax.Array:
+        wide = _widen(gradient)
+        mean = jnp.mean(wide, in_axes, keepdims=True)
+        inputs = math.prod(gradient.shape[axis] for axis in in_axes)
+        norm = jnp.sum(jnp.abs(wide) ** 2)
+        return jnp.where(norm > 0, inputs * jnp.sum(jnp.abs(mean) ** 2) / jnp.where(norm > 0, norm, 1), 0)
+
+    return _map_inputs(share, updates, plan, otherwise=lambda _: jnp.zeros((), jnp.float32))
+
+
+def _map_inputs(
+    function: Callable[[jax.Array, tuple[int, ...]], jax.Array],
+    tree: PyTree,
+    plan: ParamAxes,
+    conv_only: bool = False,
+    otherwise: Callable[[Any], Any] = lambda leaf: leaf,
+) -> PyTree:
+    """Maps `function(leaf, in_axes)` over the weights of a plan and `otherwise(leaf)` over the rest."""
+    leaves, treedef = named_leaves(tree)
+    check_names(plan, leaves)
+
+    def of(name: str, leaf: Any) -> Any:
+        if is_absent(leaf):
+            return leaf
+        axes = plan.get(name)
+        if axes is None or (conv_only and axes.op != "conv"):
+            return otherwise(leaf)
+        leaf = leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
+        in_axes = axes.for_shape(leaf.shape, name).in_axes
+        # One input: the mean is the gradient, and the weight could never learn.
+        inputs = math.prod(leaf.shape[axis] for axis in in_axes)
+        if inputs <= 1 or leaf.size == 0 or not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return otherwise(leaf)
+        return function(leaf, in_axes)
+
+    return jax.tree.unflatten(treedef, [of(name, leaf) for name, leaf in leaves])
+
+
+def _widen(gradient: jax.Array) -> jax.Array:
+    return gradient.astype(jnp.float32) if gradient.dtype.itemsize < 4 else gradient
+
+
+def _centralize(gradient: jax.Array, in_axes: tuple[int, ...]) -> jax.Array:
+    wide = _widen(gradient)
+    return (wide - jnp.mean(wide, in_axes, keepdims=True)).astype(gradient.dtype)
