@@ -104,6 +104,8 @@ def _rule(name: str, shape: tuple[int, ...], output_axis: int) -> tuple[WeightAx
         return roles, f"layout: named as Flax attention ({owner})", True
     out = output_axis % rank
     inputs = tuple(axis for axis in range(rank) if axis != out)
-    sure = rank in (2, 4) or math.prod(shape[axis] for axis in inputs) <= 1
+    if math.prod(shape[axis] for axis in inputs) <= 1:
+        return None, "layout: one input", True
+    sure = rank in (2, 4)
     op = "conv" if rank >= 4 else "dot"
     return WeightAxes(inputs, (out,), op=op), f"layout: all axes but {output_axis}", sure
