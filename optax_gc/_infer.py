@@ -89,7 +89,7 @@ def infer_axes(fn: Callable[..., Any], params: PyTree, *args: Any, **kwargs: Any
         Value(WEIGHT, (stored(n, shapes[name]),)) if moves else PLAIN[CONST]
         for n, (name, moves) in enumerate(zip(names, moving, strict=True))
     ]
-    has_data = any(not jax.dtypes.issubdtype(flat_args[i].dtype, jax.dtypes.prng_key) for i in data)
+    has_data = any(not jnp.issubdtype(flat_args[i].dtype, jax.dtypes.prng_key) for i in data)
     walk = _Walk([shapes[name] for name in names], closed=not has_data)
     results = walk.jaxpr(jaxpr, weights + [PLAIN[DATA]] * len(data))
     for value in results:
@@ -111,10 +111,10 @@ def infer_axes(fn: Callable[..., Any], params: PyTree, *args: Any, **kwargs: Any
             continue
         n = position[name]
         if moving[n]:
-            unused = "is only returned" if n in returned else "is unused"
+            unused = "only returned" if n in returned else "unused"
             axes[name], why[name] = _decide(walk.votes.get(n, []), shapes[name], unused, where)
         else:
-            why[name] = "is empty" if 0 in leaf.shape else "is not floating point"
+            why[name] = "empty" if 0 in leaf.shape else "not floating point"
     return ParamAxes(axes, shapes=shapes, why=why, treedef=treedef)
 
 
@@ -143,7 +143,7 @@ class _Walk:
         self.votes: dict[int, list[_Vote]] = collections.defaultdict(list)
         self._settled: set[tuple[int, frozenset]] = set()
         self._live = True  # whether a gradient passes through the equation at hand
-        self._alive: frozenset = frozenset()  # the variables around it that a gradient passes through
+        self._alive: set[Any] = set()  # the variables around it that a gradient passes through
         self._backward = False
 
     def jaxpr(self, jaxpr: Any, ins: Sequence[Value], eqn: Any = None, all_live: bool = False) -> list[Value]:
@@ -152,7 +152,7 @@ class _Walk:
         env: dict[Any, Value] = dict.fromkeys(jaxpr.constvars, PLAIN[CONST])
         env.update(zip(jaxpr.invars, ins, strict=True))
         outer = self._live, self._alive, self._backward
-        alive: frozenset = frozenset()
+        alive: set[Any] = set()
         if self._live and any(value.views for value in ins):
             outs = jaxpr.outvars
             if eqn is not None and not all_live and not self.opaque_gradient:
@@ -160,14 +160,14 @@ class _Walk:
             alive = _alive(jaxpr, outs)
 
         def read(atom: Any) -> Value:
-            return PLAIN[CONST] if isinstance(atom, jex.Literal) else env[atom]
+            return PLAIN[CONST] if type(atom) is jex.Literal else env[atom]
 
         for equation in jaxpr.eqns:
             values = [read(atom) for atom in equation.invars]
             name = equation.primitive.name
             if any(value.views for value in values):
                 self._alive = alive
-                self._live = any(out in alive for out in equation.outvars)
+                self._live = not alive.isdisjoint(equation.outvars)
                 self._backward = outer[2] or _is_backward(equation)
                 results = RULES.get(name, unknown)(self, equation, values)
             else:
@@ -215,19 +215,18 @@ class _Walk:
         for leaf, uses in together.items():
             parts = {view.parts for view in uses}
             if len(parts) == 1:
-                key = (leaf, *parts)
-                self._settled.add(key)
+                self._settled.add((leaf, parts.pop()))
             self._vote(leaf, _judge(uses, self.shapes[leaf]))
 
     def _alone(self, view: View, eqn: Any, reason: str) -> _Vote:
         along = any(digits for digits in view.axes)
         if view.has("reduced") or (view.has("tangled") and not along):
-            return _Vote("summary", self.tier(view), "is only used through a summary", eqn=eqn)
+            return _Vote("summary", self.tier(view), "only used through a summary", eqn=eqn)
         if not self.fresh(view):
-            reason = "is a lookup table"
+            reason = "lookup table"
         elif view.has("tangled"):
-            reason = "is multiplied by another parameter before it meets the data"
-        return _Vote("alone", self.tier(view), reason or "is no weight", eqn=eqn)
+            reason = "multiplied by another parameter before it meets the data"
+        return _Vote("alone", self.tier(view), reason or "no weight", eqn=eqn)
 
     def _vote(self, leaf: int, vote: _Vote) -> None:
         if vote not in self.votes[leaf]:
@@ -263,18 +262,22 @@ def _is_backward(eqn: Any) -> bool:
     return any(getattr(step, "name", "") == "transpose" for step in stack)
 
 
-def _alive(jaxpr: Any, outs: Iterable[Any]) -> frozenset:
+def _alive(jaxpr: Any, outs: Iterable[Any]) -> set[Any]:
     """Returns the variables through which a gradient reaches `outs`."""
-    live = {out for out in outs if not isinstance(out, jex.Literal)}
+    alive = {out for out in outs if type(out) is not jex.Literal}
     for eqn in reversed(jaxpr.eqns):
-        if eqn.primitive.name != "stop_gradient" and any(out in live for out in eqn.outvars):
-            live.update(v for v in eqn.invars if not isinstance(v, jex.Literal) and _is_inexact(v))
-    return frozenset(live)
+        if not alive.isdisjoint(eqn.outvars) and eqn.primitive.name != "stop_gradient":
+            alive.update(v for v in eqn.invars if type(v) is not jex.Literal and _is_inexact(v.aval))
+    return alive
 
 
-def _is_inexact(var: Any) -> bool:
-    dtype = getattr(var.aval, "dtype", None)
-    return dtype is None or jnp.issubdtype(dtype, jnp.inexact)
+def _is_inexact(aval: Any) -> bool:
+    return not hasattr(aval, "dtype") or _is_inexact_dtype(aval.dtype)
+
+
+@functools.lru_cache
+def _is_inexact_dtype(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.inexact)
 
 
 def _judge(uses: list[View], shape: tuple[int, ...]) -> _Vote:
@@ -284,15 +287,15 @@ def _judge(uses: list[View], shape: tuple[int, ...]) -> _Vote:
     roles: dict[str, list[int]] = {"in": [], "out": [], "batch": []}
     if not all(view.has("in") for view in uses):
         picked = any(_is_dynamic(d.part) for view in uses for d in view.digits())
-        return vote("alone", reason="is a lookup table" if picked else "meets the data elementwise")
+        return vote("alone", reason="lookup table" if picked else "meets the data elementwise")
     for axis, size in enumerate(shape):
         digits = [[d for d in view.digits() if d.axis == axis] for view in uses]
         found = {_role(of_view, size) for of_view in digits}
         if len(found) > 1:
-            return vote("alone", reason=f"is used with different input axes (axis {axis})")
+            return vote("alone", reason=f"used with different input axes (axis {axis})")
         role = found.pop()
         if role == "summary":
-            return vote("alone", reason=f"is reduced along axis {axis} before it meets the data")
+            return vote("alone", reason=f"reduced along axis {axis} before it meets the data")
         if role not in roles:
             return vote("alone", reason=f"{role} (axis {axis})")
         parts = {d.part for of_view in digits for d in of_view}
@@ -302,11 +305,11 @@ def _judge(uses: list[View], shape: tuple[int, ...]) -> _Vote:
                 return vote("alone", reason=f"slices of it are added up (axis {axis})")
             role = "in"
         elif role == "in" and parts != {None} and not _cover(parts, size):
-            return vote("alone", reason=f"is contracted in part (axis {axis})")
+            return vote("alone", reason=f"contracted in part (axis {axis})")
         roles[role].append(axis)
     picked = any(_is_dynamic(d.part) for view in uses for d in view.digits())
     if picked and not any(shape[axis] > 1 for axis in roles["out"]):
-        return vote("alone", reason="is a lookup table")
+        return vote("alone", reason="lookup table")
     axes = WeightAxes(tuple(roles["in"]), tuple(roles["out"]), tuple(roles["batch"]), first.op)  # type: ignore[arg-type]
     return vote("use", reason=first.eqn.primitive.name, axes=axes)
 
@@ -321,11 +324,11 @@ def _role(digits: list[Digit], size: int) -> str:
     if "reduced" in found:
         return "summary"
     if "tangled" in found:
-        return "is multiplied by another parameter before it meets the data"
+        return "multiplied by another parameter before it meets the data"
     if "batchsum" in found:
-        return "is added up after its product"
+        return "added up after its product"
     if "in" in found:
-        return "in" if found == {"in"} else "is contracted in part"
+        return "in" if found == {"in"} else "contracted in part"
     return "batch" if found <= {"batch", "index", "mixed"} else "out"
 
 
@@ -344,7 +347,7 @@ def _decide(
     """Returns the axes that all uses agree on, or None, and the reason in words."""
     telling = [vote for vote in votes if vote.kind != "summary"]
     if not telling:
-        return None, "is only used through a summary" if votes else unused
+        return None, "only used through a summary" if votes else unused
     tier = min(vote.tier for vote in telling)
     votes = [vote for vote in telling if vote.tier == tier]
     uses = [vote for vote in votes if vote.axes is not None]
@@ -358,7 +361,7 @@ def _decide(
         by_inputs.setdefault(vote.axes.in_axes, vote)
     if len(by_inputs) > 1:
         ways = ", ".join(f"{axes} by {vote.reason}{where(vote.eqn)}" for axes, vote in by_inputs.items())
-        return None, f"is used with different input axes: {ways}"
+        return None, f"used with different input axes: {ways}"
     axes = uses[0].axes
     assert axes is not None
     batch = set(axes.batch_axes).intersection(*(vote.axes.batch_axes for vote in uses if vote.axes))
@@ -366,7 +369,7 @@ def _decide(
     result = WeightAxes(axes.in_axes, out, tuple(sorted(batch)), axes.op)
     reason = f"{uses[0].reason}{where(uses[0].eqn)}"
     if math.prod(shape[axis] for axis in axes.in_axes) <= 1:
-        return None, f"has one input: {reason}"
+        return None, f"one input: {reason}"
     return result, reason
 
 

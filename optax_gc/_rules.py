@@ -73,7 +73,7 @@ def _layout(move: Callable[[Any, View], View | None]) -> Rule:
             else:
                 views.append(moved)
         for value in ins[1:]:
-            walk.close(value.views, eqn, f"is an index of {eqn.primitive.name}")
+            walk.close(value.views, eqn, f"an index of {eqn.primitive.name}")
         return [Value(_dep(ins), tuple(views), ins[0].onehot)]
 
     return rule
@@ -181,7 +181,7 @@ def concatenate(walk: Any, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
         size = _shape(atom)[axis]
         for view in value.views:
             if view.product or dep == DATA:
-                walk.close([view], eqn, "is joined to the data")
+                walk.close([view], eqn, "joined to the data")
                 continue
             digits = view.axes[axis]
             if digits and size_of(digits) == size and total % size == 0 and offset % size == 0 and total > size:
@@ -202,7 +202,7 @@ def dynamic_update_slice(walk: Any, eqn: Any, ins: Sequence[Value]) -> Sequence[
 
 def gather(walk: Any, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     operand, indices = ins
-    walk.close(indices.views, eqn, "is an index of gather")
+    walk.close(indices.views, eqn, "an index of gather")
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     shape, out = _shape(eqn.invars[0]), _shape(eqn.outvars[0])
     batching = dict(zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True))
@@ -263,7 +263,7 @@ def add(walk: Any, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     sums: list[View] = []
     for view in _aligned(eqn, ins):
         if not view.product:
-            walk.close([view], eqn, "is added to the data")
+            walk.close([view], eqn, "added to the data")
         elif not walk.stands_alone(view) and view not in sums:
             sums.append(view)
     return [Value(DATA, tuple(sums))]
@@ -301,11 +301,11 @@ def _product(view: View, varies: tuple[int, ...], walk: Any, eqn: Any) -> View:
 
 def select(walk: Any, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     which, *cases = ins
-    walk.close(which.views, eqn, "is compared")
+    walk.close(which.views, eqn, "compared")
     dep = _dep(cases)
     if dep == DATA and any(v.product or value.dep < DATA for value in cases for v in value.views):
         for value in cases:
-            walk.close(value.views, eqn, "is chosen in place of data")
+            walk.close(value.views, eqn, "chosen in place of data")
         return [PLAIN[DATA]]
     out = _shape(eqn.outvars[0])
     views = [align(v, _shape(a), out) for value, a in zip(cases, eqn.invars[1:], strict=True) for v in value.views]
@@ -370,7 +370,7 @@ def _contraction(walk: Any, eqn: Any, ins: Sequence[Value], contract: Any, batch
                 walk.close([view], eqn, "")
                 continue
             if other.onehot:
-                walk.close([view], eqn, "is looked up (by a one-hot product)")
+                walk.close([view], eqn, "lookup table (one-hot product)")
                 continue
             if other.dep == WEIGHT or any(not v.product and walk.fresh(v) for v in other.views):
                 kept = _placed(view, batch[k], free, k, "", "")
@@ -408,11 +408,11 @@ def conv_general_dilated(walk: Any, eqn: Any, ins: Sequence[Value]) -> Sequence[
     numbers = eqn.params["dimension_numbers"]
     groups = max(eqn.params["feature_group_count"], eqn.params["batch_group_count"])
     out_dim, *in_dims = numbers.rhs_spec
-    walk.close(lhs.views, eqn, "is the input of a convolution")
+    walk.close(lhs.views, eqn, "the input of a convolution")
     views: list[View] = []
     for view in rhs.views:
         if view.product or lhs.dep == WEIGHT:
-            walk.close([view], eqn, "" if view.product else "is convolved with another parameter")
+            walk.close([view], eqn, "" if view.product else "convolved with another parameter")
             continue
         axes: list[Digits] = [()] * len(view.axes)
         depthwise = _shape(eqn.invars[1])[in_dims[0]] == 1
@@ -476,7 +476,7 @@ def _body(eqn: Any) -> Any:
 
 def cond(walk: Any, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     which, *operands = ins
-    walk.close(which.views, eqn, "is compared")
+    walk.close(which.views, eqn, "compared")
     branches = []
     for body in eqn.params["branches"]:
         results = walk.jaxpr(body, operands, eqn)
@@ -489,7 +489,7 @@ def cond(walk: Any, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
         dep = max(which.dep, _dep(values))
         views = [v for value in values for v in value.views if not v.product]
         if any(value.dep == DATA for value in values) and any(v.dep < DATA and v.views for v in values):
-            walk.close(views, eqn, "is chosen in place of data")
+            walk.close(views, eqn, "chosen in place of data")
             views = []
         merged.append(Value(dep, merge(views)))
     return merged
@@ -556,7 +556,7 @@ def _loop(walk: Any, eqn: Any, body: Any, consts: list[Value], carry: list[Value
     for first, during, last in zip(initial, carry, results, strict=False):
         for value in (first, last):
             if value.dep < during.dep:
-                walk.close(value.views, eqn, "is where a loop over data starts")
+                walk.close(value.views, eqn, "where a loop over data starts")
     return results
 
 

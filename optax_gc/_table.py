@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import collections
+import collections.abc
 import io
 import math
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from rich import box
 from rich.console import Console, Group
+from rich.padding import Padding
+from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from optax_gc._axes import ParamAxes
 
 _HTML = '<pre style="white-space:pre;overflow-x:auto;line-height:1.3;font-family:monospace">{code}</pre>'
+_HEADINGS = ("leaf", "shape", "mean over", "kept", "batch", "why")
+_INDENT = (0, 0, 0, 2)
 
 
 def as_text(plan: ParamAxes) -> str:
@@ -28,45 +32,82 @@ def as_text(plan: ParamAxes) -> str:
 
 def as_html(plan: ParamAxes) -> str:
     """Renders the table for a notebook."""
-    console = Console(file=io.StringIO(), width=140, record=True, force_jupyter=False)
+    console = Console(file=io.StringIO(), width=110, record=True, force_jupyter=False)
     console.print(_render(plan))
     return console.export_html(inline_styles=True, code_format=_HTML)
 
 
+class _Row(NamedTuple):
+    cells: tuple[str, ...]
+    alone: bool
+
+
 def _render(plan: ParamAxes) -> Group:
-    # Layers that differ in their number alone share a row, so that 200 parameters stay readable.
-    rows: dict[tuple, list[str]] = collections.defaultdict(list)
+    modules = _modules(plan)
+    rows = [row for of_module in modules.values() for row in of_module]
+    widths = [max(len(cell) for cell in column) for column in zip(_HEADINGS, *(row.cells for row in rows), strict=True)]
+    parts: list = [Padding(_columns(widths, header=True), _INDENT), Rule(style="dim")]
+    for module, of_module in sorted(modules.items(), key=lambda item: item[0] != ""):
+        table = _columns(widths, header=False)
+        for row in of_module:
+            table.add_row(*row.cells, style="dim" if row.alone else "")
+        if module:
+            parts.append(Text(module, style="bold", overflow="fold"))
+        parts.append(Padding(table, _INDENT))
+    return Group(*parts, Rule(style="dim"), Text(_summary(plan)))
+
+
+def _columns(widths: list[int], header: bool) -> Table:
+    table = Table(box=None, show_header=header, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading, width in zip(_HEADINGS[:-1], widths, strict=False):
+        numbers = heading in ("mean over", "kept", "batch")
+        table.add_column(heading, justify="right" if numbers else "left", width=width)
+    # The sentence gives way where the terminal is narrow; what it explains does not.
+    table.add_column(_HEADINGS[-1], overflow="fold", min_width=12, max_width=widths[-1])
+    return table
+
+
+def _modules(plan: ParamAxes) -> dict[str, list[_Row]]:
+    """Returns the rows by module. Layers that differ in their number alone share one."""
+    alike: dict[tuple, list[str]] = collections.defaultdict(list)
     for name, axes in plan.items():
-        pattern = "/".join(re.sub(r"\d+", "*", step) for step in name.split("/"))
-        rows[pattern, plan.shapes.get(name), axes, plan.why.get(name, "")].append(name)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("path", overflow="fold", ratio=3)
-    table.add_column("shape", overflow="fold")
-    table.add_column("mean over", justify="right")
-    table.add_column("kept", justify="right")
-    table.add_column("batch", justify="right")
-    table.add_column("why", overflow="fold", ratio=4)
-    for (pattern, shape, axes, why), names in rows.items():
-        path = Text(names[0] if len(names) == 1 else f"{pattern} (x{len(names)})")
-        roles = ("-", "-", "-")
+        pattern = re.sub(r"\d+", "*", name)
+        alike[pattern, plan.shapes.get(name), axes, plan.why.get(name, "")].append(name)
+    modules: dict[str, list[_Row]] = collections.defaultdict(list)
+    for (_, shape, axes, why), names in alike.items():
+        module, _, leaf = _merged(names).rpartition("/")
+        roles = ("", "", "")
         if axes is not None:
             roles = tuple(",".join(map(str, part)) for part in (axes.in_axes, axes.out_axes, axes.batch_axes))
         size = "" if shape is None else "x".join(map(str, shape)) or "scalar"
-        table.add_row(path, size, *roles, Text(why), style="dim" if axes is None else "")
-    return Group(table, Text(_summary(plan)))
+        leaf = leaf if len(names) == 1 else f"{leaf} ({len(names)}x)"
+        modules[module].append(_Row((leaf, size, *roles, why), axes is None))
+    return modules
+
+
+def _merged(names: list[str]) -> str:
+    """Returns one name for several that differ in their numbers: `block_{0..11}/kernel`."""
+    columns = zip(*(re.split(r"(\d+)", name) for name in names), strict=True)
+    return "".join(column[0] if len(set(column)) == 1 else _numbers(map(int, column)) for column in columns)
+
+
+def _numbers(numbers: collections.abc.Iterable[int]) -> str:
+    found = sorted(set(numbers))
+    if found == list(range(found[0], found[-1] + 1)) and len(found) > 2:
+        return f"{{{found[0]}..{found[-1]}}}"
+    return f"{{{','.join(map(str, found))}}}"
 
 
 def _summary(plan: ParamAxes) -> str:
     def count(names: list[str]) -> str:
         elements = sum(math.prod(plan.shapes[name]) for name in names if name in plan.shapes)
-        return f"{len(names)} ({elements:,} elements)"
+        return f"{len(names):,} ({elements:,} elements)"
 
-    weights = [name for name, axes in plan.items() if axes is not None]
-    lines = [f"weights: {count(weights)}"]
     alone: dict[str, list[str]] = collections.defaultdict(list)
     for name, axes in plan.items():
         if axes is None:
-            alone[re.split(r" at |: ", plan.why.get(name, ""))[0] or "no reason given"].append(name)
-    for reason, names in sorted(alone.items(), key=lambda item: -len(item[1])):
-        lines.append(f"left alone, {reason}: {count(names)}")
+            alone[re.split(r" at | \(|: ", plan.why.get(name, ""))[0] or "no reason given"].append(name)
+    lines = [f"weights: {count([name for name, axes in plan.items() if axes is not None])}"]
+    lines += [f"left alone: {count([name for names in alone.values() for name in names])}"] if alone else []
+    lines += [f"  {reason}: {count(names)}" for reason, names in sorted(alone.items(), key=lambda i: -len(i[1]))]
     return "\n".join(lines)

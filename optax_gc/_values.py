@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 CONST, WEIGHT, DATA = 0, 1, 2
+
+# Which positions of a digit are present. None: all of them. ("range", start, limit): these. Others have a
+# name, such as the step of a loop, so that they can be told apart.
+Part = tuple[Any, ...] | None
 
 
 class Digit(NamedTuple):
@@ -23,7 +27,7 @@ class Digit(NamedTuple):
     axis: int | None  # stored axis; None where the parameter does not vary
     stride: int = 1
     span: int = 1
-    part: Hashable = None  # which of its positions are present: None for all of them
+    part: Part = None
     role: str = ""  # what was done with it: see `roles` in _infer
 
     @property
@@ -86,12 +90,12 @@ def size_of(digits: Digits) -> int:
     return math.prod(digit.size for digit in digits)
 
 
-def take(digits: Digits, role: str, part: Hashable = None) -> Digits:
+def take(digits: Digits, role: str, part: Part = None) -> Digits:
     """Returns the digits as they leave the value, with what was done to them."""
     return tuple(d._replace(role=role, part=d.part if part is None else part) for d in digits if d.axis is not None)
 
 
-def index(digits: Digits, part: Hashable = None) -> Digits:
+def index(digits: Digits, part: Part = None) -> Digits:
     """Returns the digits as they leave an axis of which one position is left."""
     return take(tuple(d for d in digits if d.span > 1), "index", part) + take(
         tuple(d for d in digits if d.span == 1), "unit"
@@ -113,27 +117,26 @@ def cut(digits: Digits, start: int, limit: int, step: int, size: int) -> Digits:
     count = -(-(limit - start) // step)
     if not digits or count == size:
         return digits
-    minor = size_of(digits[1:])
-    if len(digits) > 1 and size_of(digits) == size and step == 1:
-        if start % minor == 0 and limit % minor == 0:
-            return cut(digits[:1], start // minor, limit // minor, 1, digits[0].size) + digits[1:]
-        first = start // minor
-        if first == (limit - 1) // minor:
-            rest = cut(digits[1:], start - first * minor, limit - first * minor, 1, minor)
-            return cut(digits[:1], first, first + 1, 1, digits[0].size) + rest
-    if len(digits) > 1:
-        part = ("cut", start, limit, step)
-        rest = (d._replace(size=1, part=part) for d in digits[1:])
-        return (digits[0]._replace(size=count, part=part), *rest)
-    (digit,) = digits
-    if digit.axis is None:
-        return (digit._replace(size=count),)
-    if step == 1 and digit.whole:
-        return (digit._replace(size=count, part=("range", start, limit)),)
-    if step == 1 and digit.part is not None and digit.part[0] == "range" and digit.size == size:
-        offset = digit.part[1]
-        return (digit._replace(size=count, part=("range", offset + start, offset + limit)),)
-    return (digit._replace(size=count, part=("cut", digit.part, start, limit, step)),)
+    major, minors = digits[0], digits[1:]
+    if minors:
+        minor = size_of(minors)
+        if size_of(digits) == size and step == 1:
+            if start % minor == 0 and limit % minor == 0:
+                return cut((major,), start // minor, limit // minor, 1, major.size) + minors
+            first = start // minor
+            if first == (limit - 1) // minor:
+                rest = cut(minors, start - first * minor, limit - first * minor, 1, minor)
+                return cut((major,), first, first + 1, 1, major.size) + rest
+        part: Part = ("cut", start, limit, step)
+        return (major._replace(size=count, part=part), *(d._replace(size=1, part=part) for d in minors))
+    part = None
+    if major.axis is not None:
+        part = ("cut", major.part, start, limit, step)
+        if step == 1 and major.whole:
+            part = ("range", start, limit)
+        elif step == 1 and major.part is not None and major.part[0] == "range" and major.size == size:
+            part = ("range", major.part[1] + start, major.part[1] + limit)
+    return (major._replace(size=count, part=part),)
 
 
 def reshape(axes: tuple[Digits, ...], old: tuple[int, ...], new: tuple[int, ...]) -> tuple[Digits, ...] | None:
@@ -216,6 +219,6 @@ def _covers(whole: View, view: View) -> bool:
     return whole.axes != view.axes or whole.gone == view.gone
 
 
-def map_parts(view: View, function: Callable[[Hashable], Hashable]) -> View:
+def map_parts(view: View, function: Callable[[Part], Part]) -> View:
     """Renames the parts of the digits that have left the value."""
     return view.replace(gone=tuple(d._replace(part=function(d.part)) for d in view.gone))
