@@ -8,6 +8,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from optax_gc import WeightAxes
 
 PyTree = Any
@@ -67,6 +70,27 @@ def stacked(axes: WeightAxes, at: int = 0) -> WeightAxes:
 
     return WeightAxes(shift(axes.in_axes), shift(axes.out_axes), (*shift(axes.batch_axes), at), axes.op)
 
+
+def stacked_table(prefix: str, table: Mapping[str, WeightAxes | None], *at: int) -> dict[str, WeightAxes | None]:
+    """The rows of a table below `prefix`, each weight stacked at these axes, the innermost stack first."""
+
+    def stack(axes: WeightAxes | None) -> WeightAxes | None:
+        for axis in at or (0,):
+            axes = axes and stacked(axes, axis)
+        return axes
+
+    return {prefix + pattern: stack(axes) for pattern, axes in table.items()}
+
+
+def real(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def ints(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+
+KEY = jax.ShapeDtypeStruct((), jax.eval_shape(lambda: jax.random.key(0)).dtype)  # without a sharding
 
 DENSE = WeightAxes((0,), (1,))  # (in, out)
 LINEAR = WeightAxes((1,), (0,))  # (out, in)
