@@ -90,7 +90,7 @@ def ints(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.int32)
 
 
-KEY = jax.ShapeDtypeStruct((), jax.eval_shape(lambda: jax.random.key(0)).dtype)  # without a sharding
+KEY = jax.eval_shape(lambda: jax.random.key(0))
 
 DENSE = WeightAxes((0,), (1,))  # (in, out)
 LINEAR = WeightAxes((1,), (0,))  # (out, in)
