@@ -1,0 +1,284 @@
+"""infer_axes as a user meets it: what it accepts, what it says, what it refuses."""
+
+import functools
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.extend.core import Primitive
+
+import optax_gc
+from optax_gc import WeightAxes, gc, infer_axes
+
+
+def spec(*shape, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        x = x + nn.MultiHeadDotProductAttention(2)(nn.LayerNorm()(x))
+        return x + nn.Dense(x.shape[-1])(nn.gelu(nn.Dense(11)(nn.LayerNorm()(x)))), None
+
+
+class Transformer(nn.Module):
+    @nn.compact
+    def __call__(self, tokens):
+        embed = nn.Embed(13, 6)
+        x = embed(tokens) + self.param("position", nn.initializers.normal(), (tokens.shape[-1], 6))
+        layers = nn.scan(nn.remat(Block), variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
+        x, _ = layers(name="layers")(x, None)
+        return nn.Dense(13, name="head")(nn.LayerNorm()(x))
+
+
+@pytest.fixture(scope="module")
+def transformer():
+    tokens = jnp.arange(10).reshape(2, 5)
+    params = jax.jit(Transformer().init)(jax.random.key(0), tokens)["params"]
+
+    def loss(params, tokens):
+        logits = Transformer().apply({"params": params}, tokens)
+        return optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], tokens[:, 1:]).mean()
+
+    return loss, params, tokens
+
+
+def test_shapes_are_enough_however_large():
+    params = {"layers": spec(80, 8192, 28672), "table": spec(10**6, 8192)}
+
+    def fn(params, tokens):
+        return jax.lax.scan(lambda x, w: (x @ w @ w.T, None), params["table"][tokens], params["layers"])[0]
+
+    plan = infer_axes(lambda p, t: fn({**p, "layers": p["layers"]}, t), params, spec(4, 2048, dtype=jnp.int32))
+    assert plan["table"] is None
+    assert plan["layers"] is None
+    assert "different input axes" in plan.why["layers"]
+
+
+def test_arguments_that_are_not_arrays_are_passed_as_they_are():
+    def fn(params, x, train, *, activation):
+        h = x @ params["w"]
+        return getattr(jax.nn, activation)(h) if train else h.T @ params["unused"]
+
+    plan = infer_axes(fn, {"w": spec(3, 2), "unused": spec(7, 2)}, spec(5, 3), True, activation="relu")
+    assert plan["w"].in_axes == (0,)
+    assert plan["unused"] is None
+    assert plan.why["unused"] == "unused"
+
+
+def test_keyword_arguments_are_data():
+    plan = infer_axes(lambda p, *, x: x @ p, spec(3, 2), x=spec(5, 3))
+    assert plan[""].in_axes == (0,)
+
+
+def test_the_reason_names_the_operation_and_the_line_of_the_model():
+    def fn(params, x):
+        h = x @ params["w"]
+        return h + params["b"]
+
+    first = fn.__code__.co_firstlineno
+    plan = infer_axes(lambda p, x: fn(p, x), {"w": spec(3, 2), "b": spec(2)}, spec(5, 3))
+    assert plan.why["w"] == f"dot_general at test_infer.py:{first + 1}"
+    assert plan.why["b"] == f"added to the data at test_infer.py:{first + 2}"
+
+
+def test_a_layer_of_a_framework_is_named_by_the_line_of_the_model_that_calls_it(transformer):
+    loss, params, tokens = transformer
+    plan = infer_axes(loss, params, tokens)
+    assert all("test_infer.py:" in why for why in plan.why.values()), plan.why
+
+
+def test_nothing_is_left_alone_without_a_reason(transformer):
+    loss, params, tokens = transformer
+    plan = infer_axes(loss, params, tokens)
+    assert set(plan.why) == set(plan)
+    assert all(plan.why.values())
+
+
+@pytest.mark.parametrize("where", ["weight", "data"])
+def test_an_operation_that_nobody_knows_leaves_its_weights_alone_and_the_others_not(where):
+    unheard = Primitive("unheard_of")
+    unheard.def_abstract_eval(lambda x: x)
+
+    def fn(params, x):
+        if where == "data":
+            return unheard.bind(x @ params["a"]) @ params["b"]
+        return x @ unheard.bind(params["a"]) @ params["b"]
+
+    plan = infer_axes(fn, {"a": spec(3, 4), "b": spec(4, 2)}, spec(5, 3))
+    assert plan["b"] == WeightAxes((0,), (1,))
+    if where == "data":
+        assert plan["a"] == WeightAxes((0,), (1,))
+    else:
+        assert plan["a"] is None
+        assert "unknown operation unheard_of" in plan.why["a"]
+
+
+def test_params_without_arrays_are_refused():
+    with pytest.raises(ValueError, match=r"params has no arrays: found dict.*variables\['params'\]"):
+        infer_axes(lambda p, x: x, {"layers": None}, spec(3))
+
+
+def test_a_function_that_does_not_trace_is_reported_with_its_own_error():
+    with pytest.raises(ValueError, match="could not trace fn: TypeError: dot_general requires") as error:
+        infer_axes(lambda p, x: x @ p, spec(3, 2), spec(5, 4))
+    assert isinstance(error.value.__cause__, TypeError)
+
+
+@pytest.mark.parametrize("fn", [lambda p, x: x + 1, lambda p, x: None, lambda p, x: jnp.ones(3)])
+def test_a_result_that_does_not_depend_on_the_params_is_refused(fn):
+    with pytest.raises(ValueError, match="nothing that fn returns depends on the params"):
+        infer_axes(fn, {"w": spec(3, 2)}, spec(5, 3))
+
+
+def test_a_stale_plan_is_refused_by_name_and_shape():
+    params = {"w": jnp.ones((3, 2))}
+    plan = infer_axes(lambda p, x: x @ p["w"], params, spec(5, 3))
+    with pytest.raises(ValueError, match=r"leaf 'w' has shape \(4, 2\), but the axes were found for shape \(3, 2\)"):
+        gc(plan).init({"w": jnp.ones((4, 2))})
+    with pytest.raises(ValueError, match=r"Every path of the tree starts with 'params/'"):
+        gc(plan).init({"params": params})
+
+
+def test_one_plan_fits_the_params_boxed_and_unboxed():
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            kernel_init = nn.with_partitioning(nn.initializers.ones, ("in", "out"))
+            return nn.Dense(2, kernel_init=kernel_init)(x)
+
+    boxed = Model().init(jax.random.key(0), jnp.ones((5, 3)))["params"]
+    plan = infer_axes(lambda p, x: Model().apply({"params": p}, x), boxed, spec(5, 3))
+    assert plan["Dense_0/kernel"].in_axes == (0,)
+    gradient = jax.tree.map(lambda p: jnp.arange(p.size, dtype=p.dtype).reshape(p.shape), boxed)
+    for tree in (gradient, nn.meta.unbox(gradient)):
+        update, _ = gc(plan).update(tree, gc(plan).init(tree))
+        np.testing.assert_allclose(nn.meta.unbox(update)["Dense_0"]["kernel"], [[-2, -2], [0, 0], [2, 2]])
+
+
+def test_an_nnx_model_trains_with_its_plan():
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.attention = nnx.MultiHeadAttention(2, 6, decode=False, rngs=rngs)
+            self.out = nnx.Linear(6, 4, rngs=rngs)
+
+        def __call__(self, x):
+            return self.out(self.attention(x))
+
+    model = Model(nnx.Rngs(0))
+    graph, params = nnx.split(model, nnx.Param)
+    plan = infer_axes(lambda p, x: nnx.merge(graph, p)(x), params, spec(2, 5, 6))
+    optimizer = nnx.Optimizer(model, optax.chain(gc(plan), optax.sgd(1.0)), wrt=nnx.Param)
+    before = {name: np.asarray(leaf) for name, leaf in _named(nnx.state(model, nnx.Param)).items()}
+    x = jax.random.normal(jax.random.key(1), (2, 5, 6))
+    gradient = nnx.grad(lambda m: (m(x) ** 2).sum())(model)
+    raw = _named(gradient)
+    optimizer.update(model, gradient)
+    for name, value in _named(nnx.state(model, nnx.Param)).items():
+        want = np.asarray(raw[name], np.float64)
+        axes = {"attention/out/kernel": (0, 1)}.get(name, 0)
+        if name.endswith("kernel"):
+            want = want - want.mean(axes, keepdims=True)
+        np.testing.assert_allclose(value, before[name] - want, rtol=1e-5, atol=1e-5)
+
+
+def _named(tree):
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    names = [re.sub("/value$", "", jax.tree_util.keystr(path, simple=True, separator="/")) for path, _ in flat]
+    return {name: leaf for name, (_, leaf) in zip(names, flat, strict=True)}
+
+
+def test_conv_only_takes_one_dimensional_convolutions_and_leaves_dense_layers():
+    def fn(params, x):
+        numbers = ("NWC", "WIO", "NWC")
+        h = jax.lax.conv_general_dilated(x, params["conv"], (1,), "SAME", dimension_numbers=numbers)
+        return h @ params["dense"]
+
+    params = {"conv": jnp.ones((3, 4, 5)), "dense": jnp.ones((5, 2))}
+    plan = infer_axes(fn, params, spec(2, 9, 4))
+    update, _ = gc(plan, conv_only=True).update(params, optax.EmptyState())
+    assert (update["conv"] == 0).all()
+    assert (update["dense"] == 1).all()
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def centered_einsum(equation, x, w):
+    """Einsum whose backward pass gives the weight's gradient for an input of zero mean over the fan-in."""
+    return jnp.einsum(equation, x, w)
+
+
+def _forward(equation, x, w):
+    return centered_einsum(equation, x, w), (x, w)
+
+
+def _backward(equation, residual, cotangent):
+    x, w = residual
+    of_x, of_w = equation.split("->")[0].split(",")
+    out = equation.split("->")[1]
+    fan_in = tuple(i for i, name in enumerate(of_x) if name in of_w and name not in out)
+    centered = x - x.mean(fan_in, keepdims=True)
+    return jnp.einsum(f"{out},{of_w}->{of_x}", cotangent, w), jnp.einsum(f"{out},{of_x}->{of_w}", cotangent, centered)
+
+
+centered_einsum.defvjp(_forward, _backward)
+
+
+def test_projecting_over_the_inferred_axes_is_back_propagation_with_centered_inputs():
+    shapes = {"query": (6, 2, 3), "out": (2, 3, 6), "experts": (4, 6, 5), "stack": (3, 5, 5), "stored": (7, 5)}
+    keys = jax.random.split(jax.random.key(0), len(shapes) + 1)
+    params = {n: jax.random.normal(k, s) for k, (n, s) in zip(keys[1:], shapes.items(), strict=True)}
+    x = jax.random.normal(keys[0], (8, 6))
+
+    def loss(params, x, einsum=jnp.einsum):
+        h = jnp.tanh(einsum("bd,dhk->bhk", x, params["query"]))
+        h = jnp.tanh(einsum("bhk,hkd->bd", h, params["out"]))
+        h = jnp.tanh(einsum("ebd,edf->ebf", jnp.broadcast_to(h, (4, *h.shape)), params["experts"]))
+        h, _ = jax.lax.scan(lambda h, w: (jnp.tanh(einsum("ebd,df->ebf", h, w)), None), h, params["stack"])
+        return (einsum("ebd,od->ebo", h, params["stored"]) ** 2).sum()
+
+    plan = infer_axes(loss, params, x)
+    assert {n: a.in_axes for n, a in plan.items()} == {
+        "query": (0,),
+        "out": (0, 1),
+        "experts": (1,),
+        "stack": (1,),
+        "stored": (1,),
+    }
+    got, _ = gc(plan).update(jax.grad(loss)(params, x), optax.EmptyState())
+    want = jax.grad(functools.partial(loss, einsum=centered_einsum))(params, x)
+    for name in shapes:
+        np.testing.assert_allclose(got[name], want[name], rtol=2e-4, atol=2e-4 * np.abs(want[name]).max())
+
+
+def test_one_plan_drives_muon_and_gc_on_a_transformer(transformer):
+    loss, params, tokens = transformer
+    plan = infer_axes(loss, params, tokens)
+    by_hand = jax.tree_util.tree_map_with_path(_muon_by_name, params)
+    steps = {}
+    for name, numbers in (("plan", plan.muon_dimension_numbers()), ("by hand", by_hand)):
+        optimizer = optax.chain(gc(plan), optax.contrib.muon(0.1, muon_weight_dimension_numbers=numbers))
+        steps[name], _ = optimizer.update(jax.grad(loss)(params, tokens), optimizer.init(params), params)
+    jax.tree.map(np.testing.assert_array_equal, steps["plan"], steps["by hand"])
+
+
+def _muon_by_name(path, leaf):
+    module, name = (key.key for key in path[-2:]) if len(path) > 1 else ("", path[0].key)
+    if name != "kernel":
+        return None
+    first = int(path[0].key == "layers")
+    inputs = 2 if module == "out" else 1
+    inputs, outputs = range(first, first + inputs), range(first + inputs, leaf.ndim)
+    return optax.contrib.MuonDimensionNumbers(tuple(inputs), tuple(outputs))
+
+
+def test_infer_axes_changes_no_global_state(transformer):
+    loss, params, tokens = transformer
+    before = dict(jax.config.values)
+    optax_gc.infer_axes(loss, params, tokens)
+    assert dict(jax.config.values) == before
