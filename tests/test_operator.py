@@ -20,7 +20,7 @@ else:
 HALF = ("bfloat16", "float16")
 DTYPES = ("float32", "float64", "complex64", *HALF)
 
-properties = settings(max_examples=40, deadline=None, derandomize=True, database=None)
+properties = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 
 
 @dataclasses.dataclass(frozen=True)
