@@ -70,7 +70,7 @@ def _case(name: str, f: Any, args: Any, *, check_batch: bool = True, **params: A
 
 def _ambiguous(name: str, f: Any, args: Any, **params: Any) -> Case:
     leaves = _named(params)
-    case = _case(name, f, args, **params)
+    case = _case(name, f, args, check_batch=False, **params)
     return dataclasses.replace(case, truth=lambda path, shape: (leaves[path].axes, *leaves[path].others))
 
 
