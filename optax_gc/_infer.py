@@ -122,12 +122,15 @@ def _is_array(leaf: Any) -> bool:
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
+_BACKWARD = 3
+
+
 @dataclasses.dataclass(frozen=True)
 class _Vote:
     """What one use of a parameter says about it."""
 
     kind: str  # "use", "alone" or "summary"
-    tier: int  # 0: on the way to the loss; 1: in a backward pass inside fn; 2: no gradient passes
+    tier: int  # how much it counts, see _Walk.tier
     reason: str
     axes: WeightAxes | None = None
     eqn: Any = dataclasses.field(default=None, compare=False)
@@ -183,8 +186,15 @@ class _Walk:
     def invars(self, jaxpr: Any) -> list[Any]:
         return getattr(jaxpr, "jaxpr", jaxpr).invars
 
-    def tier(self, view: View) -> int:
-        return 2 if view.stopped or not self._live else int(self._backward)
+    def tier(self, view: View, weak: bool = False) -> int:
+        """Ranks a use: with data, with a constant, without a gradient, or in a backward pass inside fn.
+
+        Only the uses of the first rank that a parameter has are asked for its axes. A backward pass
+        contracts the outputs of a weight, so what it says is never asked.
+        """
+        if self._backward:
+            return _BACKWARD
+        return 2 if view.stopped or not self._live else int(weak)
 
     def fresh(self, view: View) -> bool:
         """Whether the view is of given positions of the weight, not of those that an index picks."""
@@ -220,13 +230,14 @@ class _Walk:
 
     def _alone(self, view: View, eqn: Any, reason: str) -> _Vote:
         along = any(digits for digits in view.axes)
+        tier = view.tier if view.product else self.tier(view)
         if view.has("reduced") or (view.has("tangled") and not along):
-            return _Vote("summary", self.tier(view), "only used through a summary", eqn=eqn)
+            return _Vote("summary", tier, "only used through a summary", eqn=eqn)
         if not self.fresh(view):
             reason = "lookup table"
         elif view.has("tangled"):
             reason = "multiplied by another parameter before it meets the data"
-        return _Vote("alone", self.tier(view), reason or "no weight", eqn=eqn)
+        return _Vote("alone", tier, reason or "no weight", eqn=eqn)
 
     def _vote(self, leaf: int, vote: _Vote) -> None:
         if vote not in self.votes[leaf]:
@@ -349,6 +360,8 @@ def _decide(
     if not telling:
         return None, "only used through a summary" if votes else unused
     tier = min(vote.tier for vote in telling)
+    if tier == _BACKWARD:
+        return None, f"only used in a backward pass{where(telling[0].eqn)}"
     votes = [vote for vote in telling if vote.tier == tier]
     uses = [vote for vote in votes if vote.axes is not None]
     alone = [vote for vote in votes if vote.axes is None]

@@ -174,6 +174,28 @@ def split(walk: Any, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     return results
 
 
+def unstack(walk: Any, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
+    (value,) = ins
+    axis, size = eqn.params["axis"], len(eqn.outvars)
+
+    def at(view: View, i: int) -> View:
+        gone = view.gone + index(cut(view.axes[axis], i, i + 1, 1, size))
+        return view.replace(axes=view.axes[:axis] + view.axes[axis + 1 :], gone=gone)
+
+    return [Value(value.dep, tuple(at(v, i) for v in value.views)) for i in range(size)]
+
+
+def stack(walk: Any, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
+    dep, axis, views = _dep(ins), eqn.params["axis"], []
+    for value in ins:
+        for view in value.views:
+            if view.product or dep == DATA:
+                walk.close([view], eqn, "joined to the data")
+            else:
+                views.append(view.replace(axes=(*view.axes[:axis], (), *view.axes[axis:])))
+    return [Value(dep, merge(views))]
+
+
 def concatenate(walk: Any, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     dep, axis = _dep(ins), eqn.params["dimension"]
     total, offset, views = _shape(eqn.outvars[0])[axis], 0, []
@@ -301,8 +323,8 @@ def _product(view: View, varies: tuple[int, ...], walk: Any, eqn: Any) -> View:
 
 def select(walk: Any, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     which, *cases = ins
-    walk.close(which.views, eqn, "compared")
     dep = _dep(cases)
+    # No gradient passes through the choice itself, so a weight that it is made by is not used by it.
     if dep == DATA and any(v.product or value.dep < DATA for value in cases for v in value.views):
         for value in cases:
             walk.close(value.views, eqn, "chosen in place of data")
@@ -362,9 +384,8 @@ def _contraction(walk: Any, eqn: Any, ins: Sequence[Value], contract: Any, batch
         for view in value.views:
             contracted = tuple(d for i in contract[k] for d in view.axes[i])
             if view.product:
-                # A constant times W times data: is the constant the input of W, or a part of the weight?
                 unclear = view.weak and other.dep == DATA and any(d.axis is not None for d in contracted)
-                walk.close([view], eqn, "meets a constant before the data" if unclear else "", refuse=unclear)
+                walk.close([view], eqn, _UNCLEAR if unclear else "", refuse=unclear)
                 continue
             if not walk.fresh(view) and value.dep == DATA and other.dep < DATA:
                 walk.close([view], eqn, "")
@@ -376,6 +397,9 @@ def _contraction(walk: Any, eqn: Any, ins: Sequence[Value], contract: Any, batch
                 kept = _placed(view, batch[k], free, k, "", "")
                 views.append(view.replace(axes=kept, gone=view.gone + take(contracted, "tangled")))
                 continue
+            if contracted and _spread(view, free[k], _shape(eqn.invars[k])):
+                walk.close([view], eqn, "spread over units that share it")
+                continue
             used = view.replace(
                 axes=_placed(view, batch[k], free, k, "batch", "out"),
                 gone=view.gone
@@ -383,7 +407,7 @@ def _contraction(walk: Any, eqn: Any, ins: Sequence[Value], contract: Any, batch
                 + take(tuple(d for i in groups[k] for d in view.axes[i]), "batch"),
                 product=True,
                 weak=other.dep == CONST and not walk.closed,
-                tier=walk.tier(view),
+                tier=walk.tier(view, weak=other.dep == CONST and not walk.closed),
                 eqn=eqn,
             )
             views.extend(walk.used(used))
@@ -392,6 +416,15 @@ def _contraction(walk: Any, eqn: Any, ins: Sequence[Value], contract: Any, batch
     tangled = [v for v in views if not v.product]
     walk.close(tangled, eqn, "")
     return [Value(DATA, tuple(v for v in views if v.product))]
+
+
+# A constant times W times data: is the constant the input of W, or part of how the weight is made?
+_UNCLEAR = "multiplied by a constant before it meets the data"
+
+
+def _spread(view: View, free: list[int], shape: tuple[int, ...]) -> bool:
+    """Whether the parameter is the same for every unit, as is the diagonal of a diagonal kernel."""
+    return any(shape[i] > 1 for i in free) and not any(d.axis is not None for i in free for d in view.axes[i])
 
 
 def _placed(view: View, batch: Any, free: Any, k: int, batch_role: str, out_role: str) -> tuple[Digits, ...]:
@@ -411,8 +444,12 @@ def conv_general_dilated(walk: Any, eqn: Any, ins: Sequence[Value]) -> Sequence[
     walk.close(lhs.views, eqn, "the input of a convolution")
     views: list[View] = []
     for view in rhs.views:
-        if view.product or lhs.dep == WEIGHT:
-            walk.close([view], eqn, "" if view.product else "convolved with another parameter")
+        if view.product:
+            unclear = view.weak and lhs.dep == DATA and any(view.axes[i] for i in in_dims)
+            walk.close([view], eqn, _UNCLEAR if unclear else "", refuse=unclear)
+            continue
+        if lhs.dep == WEIGHT:
+            walk.close([view], eqn, "convolved with another parameter")
             continue
         axes: list[Digits] = [()] * len(view.axes)
         depthwise = _shape(eqn.invars[1])[in_dims[0]] == 1
@@ -423,7 +460,7 @@ def conv_general_dilated(walk: Any, eqn: Any, ins: Sequence[Value]) -> Sequence[
             product=True,
             weak=lhs.dep == CONST and not walk.closed,
             op="conv",
-            tier=walk.tier(view),
+            tier=walk.tier(view, weak=lhs.dep == CONST and not walk.closed),
             eqn=eqn,
         )
         views.extend(walk.used(used))
@@ -476,7 +513,6 @@ def _body(eqn: Any) -> Any:
 
 def cond(walk: Any, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     which, *operands = ins
-    walk.close(which.views, eqn, "compared")
     branches = []
     for body in eqn.params["branches"]:
         results = walk.jaxpr(body, operands, eqn)
@@ -624,8 +660,8 @@ _SAME = """
 
 _ELEMENTWISE = """
     abs acos acosh and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp complex cos cosh
-    digamma eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log log1p
-    logistic lt max min ne nextafter not one_minus_square or pow rem round rsqrt shift_left
+    digamma eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le le_to lgamma log log1p log2
+    logistic lt lt_to max min ne nextafter not one_minus_square or pow rem round rsqrt shift_left
     shift_right_arithmetic shift_right_logical sign sin sinh sqrt square tan tanh xor
 """
 
@@ -641,12 +677,14 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE.split(), elementwise),
     **dict.fromkeys(_REDUCE.split(), reduce),
     **dict.fromkeys(_CALL.split(), call),
-    **dict.fromkeys(("add", "sub", "add_any"), add),
+    **dict.fromkeys(("add", "sub", "add_any", "add_jaxvals"), add),
     **dict.fromkeys(("mul", "div"), mul),
     **dict.fromkeys(("custom_vjp_call", "custom_vjp_call_jaxpr"), custom_vjp),
     "select_n": select,
     "stop_gradient": stop_gradient,
     "split": split,
+    "stack": stack,
+    "unstack": unstack,
     "concatenate": concatenate,
     "dynamic_update_slice": dynamic_update_slice,
     "gather": gather,
