@@ -1438,6 +1438,34 @@ ALONE = [
     _case("x W and y W^T", lambda x, y, w: (x @ w, y @ w.T), [_WIDE, x_(2, 6)], w=alone("5 6")),
     _case("tied autoencoder", lambda x, w, b: jnp.tanh(x @ w + b) @ w.T, _WIDE, w=alone("5 6"), b=alone("6")),
     _case("symmetric kernel", lambda x, w: x @ (w + w.T), _WIDE, w=alone("5 5")),
+    _case(
+        "transposed in every turn of a loop",
+        lambda x, w: lax.fori_loop(0, 3, lambda _, s: (jnp.tanh(s[0] @ s[1]), s[1].T), (x, w))[0],
+        _WIDE,
+        w=alone("5 5"),
+    ),
+    _case(
+        "transposed in one branch",
+        lambda x, flag, w: x @ lax.cond(flag, lambda: w, lambda: w.T),
+        [_WIDE, x_(dtype=jnp.bool_)],
+        w=alone("5 5"),
+    ),
+    _case(
+        "stacked with its transpose",
+        lambda x, w: lax.scan(lambda h, k: (jnp.tanh(h @ k), None), x, jnp.stack([w, w.T]))[0],
+        _WIDE,
+        w=alone("5 5"),
+    ),
+    _case("selected or its transpose", lambda x, w: x @ jnp.where(_MASK[:, :5] > 0, w, w.T), _WIDE, w=alone("5 5")),
+    _case("rows read as columns", lambda x, w: x @ w.reshape(6, 5), x_(2, 6), w=alone("5 6")),
+    _case("diagonal of a matrix", lambda x, w: jnp.einsum("bi,ii->bi", x, w), _WIDE, w=alone("5 5")),
+    _case(
+        "half of a stored axis contracted",
+        lambda x, w: jnp.einsum("bi,kio->bko", x, w.reshape(3, 4, 6)),
+        x_(2, 4),
+        w=alone("12 6"),
+    ),
+    _case("roles swapped from layer to layer", lambda x, w: jnp.tanh(x @ w[0]) @ w[1].T, _WIDE, w=alone("2 5 5")),
     _case("half of the in axis", lambda x, w: x @ w[:5], _WIDE, w=alone("8 6")),
     _case("slimmable kernel", lambda x, w: x[:, :3] @ w[:3], _WIDE, w=alone("5 6")),
     _case(
@@ -1950,6 +1978,37 @@ HARD = [
         w=w("b2 i5 o5"),
     ),
     _case("unrolled stack, linear", lambda x, w: x @ w[0] @ w[1] @ w[2], _WIDE, w=w("b3 i5 o5")),
+    _case("flattened and back", lambda x, w: x @ w.reshape(30).reshape(5, 6), _WIDE, w=w("i5 o6")),
+    _case(
+        "in axis split, permuted, merged",
+        lambda x, w: x @ w.reshape(3, 4, 6).swapaxes(0, 1).reshape(12, 6),
+        x_(2, 12),
+        w=w("i12 o6"),
+    ),
+    _case("inputs chosen by the data", lambda x, n, w: x[:, n] @ w[n], [_WIDE, tokens(3)], w=w("i5 o6")),
+    _case(
+        "outputs chosen by the data", lambda x, n, w: x @ w[:, n], [_WIDE, tokens(3)], check_batch=False, w=w("i5 o6")
+    ),
+    _case(
+        "classes chosen by the data",
+        lambda x, n, w: jnp.einsum("bd,bnd->bn", x @ x.T @ x, w[n]),
+        [_WIDE, tokens(2, 3)],
+        check_batch=False,
+        w=w("o7 i5"),
+    ),
+    _case(
+        "two kernels that swap in a loop",
+        lambda x, a, b: lax.fori_loop(0, 3, lambda _, s: (jnp.tanh(s[0] @ s[1]), s[2], s[1]), (x, a, b))[0],
+        _WIDE,
+        a=w("i5 o5"),
+        b=w("i5 o5"),
+    ),
+    _case(
+        "stack rolled in a loop",
+        lambda x, w: lax.fori_loop(0, 3, lambda _, s: (jnp.tanh(s[0] @ s[1][0]), jnp.roll(s[1], 1, 0)), (x, w))[0],
+        _WIDE,
+        w=w("b3 i5 o5"),
+    ),
     _case("custom_vmap", lambda x, w: jax.vmap(_custom_batched, (0, None))(x, w), _WIDE, w=w("o6 i5")),
     _case(
         "prototypes, expanded",
