@@ -90,7 +90,7 @@ def infer_axes(fn: Callable[..., Any], params: PyTree, *args: Any, **kwargs: Any
         for n, (name, moves) in enumerate(zip(names, moving, strict=True))
     ]
     has_data = any(not jnp.issubdtype(flat_args[i].dtype, jax.dtypes.prng_key) for i in data)
-    walk = _Walk([shapes[name] for name in names], closed=not has_data)
+    walk = _Walk([shapes[name] for name in names], captured=CONST if has_data else DATA)
     results = walk.jaxpr(jaxpr, weights + [PLAIN[DATA]] * len(data))
     for value in results:
         walk.close([v for v in value.views if v.product], None, "")
@@ -139,9 +139,9 @@ class _Vote:
 class _Walk:
     """The state of the walk: the votes so far, and where in the program it is."""
 
-    def __init__(self, shapes: Sequence[tuple[int, ...]], closed: bool):
+    def __init__(self, shapes: Sequence[tuple[int, ...]], captured: int):
         self.shapes = shapes
-        self.closed = closed  # fn closes over its data: a contraction with a constant is the use
+        self.captured = captured  # what an array is that fn closes over: without arguments, that is its data
         self.opaque_gradient = False
         self.votes: dict[int, list[_Vote]] = collections.defaultdict(list)
         self._settled: set[tuple[int, frozenset]] = set()
@@ -152,7 +152,7 @@ class _Walk:
     def jaxpr(self, jaxpr: Any, ins: Sequence[Value], eqn: Any = None, all_live: bool = False) -> list[Value]:
         """Walks a jaxpr and returns what is known of its results."""
         jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-        env: dict[Any, Value] = dict.fromkeys(jaxpr.constvars, PLAIN[CONST])
+        env: dict[Any, Value] = dict.fromkeys(jaxpr.constvars, PLAIN[self.captured])
         env.update(zip(jaxpr.invars, ins, strict=True))
         outer = self._live, self._alive, self._backward
         alive: set[Any] = set()
@@ -379,7 +379,9 @@ def _decide(
     assert axes is not None
     batch = set(axes.batch_axes).intersection(*(vote.axes.batch_axes for vote in uses if vote.axes))
     out = tuple(sorted((*axes.out_axes, *(a for a in axes.batch_axes if a not in batch))))
-    result = WeightAxes(axes.in_axes, out, tuple(sorted(batch)), axes.op)
+    # A convolution whose kernel is also multiplied as a matrix (its spectral norm) is a convolution.
+    op = "conv" if any(vote.axes.op == "conv" for vote in uses if vote.axes) else "dot"
+    result = WeightAxes(axes.in_axes, out, tuple(sorted(batch)), op)
     reason = f"{uses[0].reason}{where(uses[0].eqn)}"
     if math.prod(shape[axis] for axis in axes.in_axes) <= 1:
         return None, f"one input: {reason}"

@@ -406,8 +406,8 @@ def _contraction(walk: Any, eqn: Any, ins: Sequence[Value], contract: Any, batch
                 + take(contracted, "in")
                 + take(tuple(d for i in groups[k] for d in view.axes[i]), "batch"),
                 product=True,
-                weak=other.dep == CONST and not walk.closed,
-                tier=walk.tier(view, weak=other.dep == CONST and not walk.closed),
+                weak=other.dep == CONST,
+                tier=walk.tier(view, weak=other.dep == CONST),
                 eqn=eqn,
             )
             views.extend(walk.used(used))
@@ -458,9 +458,9 @@ def conv_general_dilated(walk: Any, eqn: Any, ins: Sequence[Value]) -> Sequence[
             axes=tuple(axes),
             gone=view.gone + take(tuple(d for i in in_dims for d in view.axes[i]), "in"),
             product=True,
-            weak=lhs.dep == CONST and not walk.closed,
+            weak=lhs.dep == CONST,
             op="conv",
-            tier=walk.tier(view, weak=lhs.dep == CONST and not walk.closed),
+            tier=walk.tier(view, weak=lhs.dep == CONST),
             eqn=eqn,
         )
         views.extend(walk.used(used))

@@ -207,6 +207,16 @@ def test_conv_only_takes_one_dimensional_convolutions_and_leaves_dense_layers():
     assert (update["dense"] == 1).all()
 
 
+def test_a_convolution_whose_norm_is_estimated_by_a_product_is_a_convolution():
+    def fn(params, v, x):
+        norm = (v @ params["w"].reshape(-1, 5)).sum()
+        return jax.lax.conv_general_dilated(
+            x, params["w"] / norm, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+        )
+
+    assert infer_axes(fn, {"w": spec(3, 4, 5)}, spec(12), spec(2, 9, 4))["w"].op == "conv"
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def centered_einsum(equation, x, w):
     """Einsum whose backward pass gives the weight's gradient for an input of zero mean over the fan-in."""
