@@ -172,7 +172,11 @@ class _Walk:
                 self._alive = alive
                 self._live = not alive.isdisjoint(equation.outvars)
                 self._backward = outer[2] or _is_backward(equation)
-                results = RULES.get(name, unknown)(self, equation, values)
+                try:
+                    results = RULES.get(name, unknown)(self, equation, values)
+                except (AttributeError, KeyError):
+                    # Another JAX may describe the same operation by other parameters.
+                    results = unknown(self, equation, values)
             else:
                 results = _without_views(self, equation, name, values)
             env.update(zip(equation.outvars, results, strict=True))
