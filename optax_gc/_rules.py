@@ -206,6 +206,8 @@ def concatenate(walk: Any, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
                 walk.close([view], eqn, "joined to the data")
                 continue
             digits = view.axes[axis]
+            if size == 0:
+                continue
             if digits and size_of(digits) == size and total % size == 0 and offset % size == 0 and total > size:
                 digits = (Digit(total // size, None), *digits)
             views.append(view.replace(axes=(*view.axes[:axis], resize(digits, total), *view.axes[axis + 1 :])))
@@ -271,7 +273,7 @@ def _combine(walk: Any, eqn: Any, views: list[View]) -> tuple[View, ...]:
         kept = []
         for view in views:
             others = [v for v in views if v.leaf != view.leaf]
-            if any(a and not b for v in others for a, b in zip(v.axes, view.axes, strict=True)):
+            if any(size_of(a) > 1 and not b for v in others for a, b in zip(v.axes, view.axes, strict=True)):
                 walk.close([view], eqn, "scales or shifts another parameter")
             else:
                 kept.append(view)
@@ -567,7 +569,7 @@ def _restacked(value: Value, part: Any) -> Value:
 def while_loop(walk: Any, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     n, m = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     carry = _loop(walk, eqn, eqn.params["body_jaxpr"], list(ins[n : n + m]), list(ins[n + m :]), [])
-    walk.jaxpr(eqn.params["cond_jaxpr"], [*ins[:n], *carry], eqn)
+    walk.jaxpr(eqn.params["cond_jaxpr"], [*ins[:n], *carry], eqn, all_live=True)
     return carry
 
 
