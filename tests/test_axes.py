@@ -93,6 +93,11 @@ def test_a_plan_is_a_mapping_from_path_to_axes():
     assert plan != ParamAxes({"block/0/kernel": WeightAxes(1, 0), "block/0/bias": None})
 
 
+def test_a_key_called_value_is_part_of_the_path():
+    params = {"attention": {"key": jnp.ones((4, 3)), "value": jnp.ones((4, 3))}}
+    assert list(optax_gc.layout_axes(params)) == ["attention/key", "attention/value"]
+
+
 def test_changing_what_a_plan_was_made_from_does_not_change_the_plan():
     axes = {"w": WeightAxes(0, 1)}
     plan = ParamAxes(axes, shapes={"w": (4, 3)})
