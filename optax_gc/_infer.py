@@ -174,8 +174,8 @@ class _Walk:
                 self._backward = outer[2] or _is_backward(equation)
                 try:
                     results = RULES.get(name, unknown)(self, equation, values)
-                except (AttributeError, KeyError):
-                    # Another JAX may describe the same operation by other parameters.
+                except (AttributeError, IndexError, KeyError, StopIteration, TypeError, ValueError):
+                    # Another JAX may describe the same operation by other parameters: then it is unknown.
                     results = unknown(self, equation, values)
             else:
                 results = _without_views(self, equation, name, values)
