@@ -12,14 +12,15 @@ from optax_gc._axes import ParamAxes, PyTree, WeightAxes, is_absent, named_leave
 
 # Flax attention: (model, heads, head) for the projections in, (heads, head, model) for the one out.
 _ATTENTION = {"query": (1, 2), "key": (1, 2), "value": (1, 2), "out": (2, 1)}
-_TABLES = ("embedding", "embeddings")
+# Not weights, whatever their rank: lookup tables; biases per head, scales of a stack of layers.
+_ALONE = ("embedding", "embeddings", "bias", "scale")
 
 
 def layout_axes(params: PyTree, output_axis: int = -1) -> ParamAxes:
     """Returns the axes that `gc()` assumes when it is told nothing: a rule on shape and name.
 
-    For leaves of rank 2 and more, all axes but `output_axis` are inputs. Leaves called `embedding`
-    or `embeddings` are left alone. With the last axis as output, a `kernel` of rank 3 or more below
+    For leaves of rank 2 and more, all axes but `output_axis` are inputs. Leaves called `embedding`,
+    `embeddings`, `bias` or `scale` are left alone. With the last axis as output, a `kernel` of rank 3 or more below
     `query`, `key`, `value` or `out` is Flax attention: the inputs are the model axis, or the heads.
     That is right for Flax, Haiku and Keras dense and convolutional layers. It cannot be right where
     the shape says too little; `infer_axes` reads the axes off the model instead.
@@ -89,8 +90,8 @@ def _rule(name: str, shape: tuple[int, ...], output_axis: int) -> tuple[WeightAx
     rank, steps = len(shape), name.split("/")
     if rank < 2:
         return None, "layout: rank below 2", True
-    if steps[-1] in _TABLES:
-        return None, "layout: named as a lookup table", True
+    if steps[-1] in _ALONE:
+        return None, f"layout: named {steps[-1]}", True
     if not -rank <= output_axis < rank:
         raise ValueError(
             f"output_axis {output_axis} is out of range for leaf {name!r} of shape {shape}: "

@@ -119,6 +119,14 @@ ATTENTION_AXES = {
 }
 
 
+@pytest.mark.parametrize("name", ["bias", "scale"])
+@pytest.mark.parametrize("shape", [(2, 3), (4, 2, 3)])
+def test_biases_per_head_and_stacked_scales_are_left_alone(name, shape):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_update(optax_gc.gc(), {name: normal(shape)}, {name: None})
+
+
 @pytest.mark.parametrize("make", [linen_attention, nnx_attention])
 def test_flax_attention_gets_the_axes_of_its_projections(make):
     params = make()
