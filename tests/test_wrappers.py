@@ -112,6 +112,16 @@ def test_masked_centralizes_only_what_the_mask_names(make_gc, mask):
 
 
 @every_way
+def test_what_another_transformation_masked_comes_back_as_it_was(make_gc):
+    gc = make_gc()
+    gradients = {**GRADIENTS[0], "conv": optax.MaskedNode(), "embed": {"embedding": None}}
+    updates, _ = gc.update(gradients, gc.init(PARAMS))
+    assert isinstance(updates["conv"], optax.MaskedNode)
+    assert updates["embed"] == {"embedding": None}
+    assert_close(updates["dense"], centralized(GRADIENTS[0]["dense"], IN_AXES["dense"]))
+
+
+@every_way
 def test_gc_in_one_part_of_a_partition_centralizes_that_part_only(make_gc):
     labels = {"conv": "plain", "dense": "centralized", "embed": "plain"}
     parts = {"centralized": optax.chain(make_gc(), optax.sgd(LEARNING_RATE)), "plain": optax.sgd(LEARNING_RATE)}
