@@ -316,7 +316,8 @@ def check_names(plan: ParamAxes, leaves: list[tuple[str, Any]]) -> None:
         if shape is not None and not is_absent(leaf) and tuple(jax.numpy.shape(leaf)) != shape:
             raise ValueError(
                 f"leaf {name!r} has shape {tuple(jax.numpy.shape(leaf))}, but the axes were found for shape "
-                f"{shape}. Make the plan again for these params: infer_axes(fn, params, ...)."
+                f"{shape}. Make the plan again for these params: infer_axes(fn, params, ...). Inside shard_map or "
+                "pmap, where a leaf is a shard, say how the params are split: gc(axes, specs=...)."
             )
 
 

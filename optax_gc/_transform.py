@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import optax
 
 from optax_gc._axes import ParamAxes, PyTree, check_names, is_absent, named_leaves, resolve
 from optax_gc._layout import check_output_axis, layout_axes, layout_plan
+from optax_gc._shards import Shards
 
 
 def centralize_gradients(
@@ -19,6 +20,7 @@ def centralize_gradients(
     *,
     output_axis: int = -1,
     conv_only: bool = False,
+    specs: PyTree = None,
 ) -> optax.GradientTransformation:
     r"""Gradient Centralization: removes from each gradient its mean over the inputs of each unit.
 
@@ -43,14 +45,23 @@ def centralize_gradients(
         0 for Equinox.
       conv_only: whether to centralize convolutions only (the authors' `gc_conv_only`): weights with
         `op == "conv"`, which by layout are those of rank 4 and more.
+      specs: inside `shard_map` or `pmap`, where a leaf is a shard of a weight, how the params are split:
+        the pytree of `jax.sharding.PartitionSpec` that `shard_map` gets as `in_specs` for them, or a
+        prefix of it; `None` is replicated. The mean is then taken over all inputs of a unit, by one
+        `jax.lax.pmean` over the mesh axes that split them, and `axes` are those of the whole weights.
+        Without specs it is the mean of the shard (refused where `axes` knows the shapes of the whole
+        weights, as those of `infer_axes` do). Needless where the params are replicated, and under
+        plain `jit`, where an array is whole however it is sharded.
 
     Returns:
       An `optax.GradientTransformation`.
 
     Raises:
-      TypeError: if `axes` holds something else than axes, or `output_axis` is not an int.
+      TypeError: if `axes` holds something else than axes, `specs` something else than specs, or
+        `output_axis` is not an int.
       ValueError: here if both `axes` and `output_axis` are given; from `init` and `update` if the axes
-        belong to another tree, or do not fit the shape of a leaf.
+        or specs belong to another tree, or do not fit the shape of a leaf, or if `specs` name a mesh
+        axis that does not exist.
 
     References:
       Yong et al, `Gradient Centralization: A New Optimization Technique for Deep Neural Networks
@@ -66,6 +77,19 @@ def centralize_gradients(
       >>> print(updates["kernel"])
       [[ 1. -0. -1.]
        [-1. -0.  1.]]
+
+      Inside `shard_map`, the specs of the params say which shards share a mean:
+
+      >>> import jax
+      >>> from jax.sharding import Mesh, PartitionSpec as P
+      >>> mesh, specs = Mesh(jax.devices()[:1], "fsdp"), {"kernel": P("fsdp"), "bias": P()}
+      >>> optimizer = optax.chain(optax_gc.gc(specs=specs), optax.sgd(1.0))
+      >>> step = jax.shard_map(
+      ...     lambda grads: optimizer.update(grads, state)[0],
+      ...     mesh=mesh, in_specs=(specs,), out_specs=specs)
+      >>> print(step(grads)["kernel"])
+      [[ 1. -0. -1.]
+       [-1. -0.  1.]]
     """
     if axes is not None and output_axis != -1:
         raise ValueError(
@@ -73,8 +97,10 @@ def centralize_gradients(
             "replaces: drop one of them."
         )
     check_output_axis(output_axis)
+    shards = Shards(specs)
 
     def init_fn(params: PyTree) -> optax.OptState:
+        params = shards.whole(params)
         plan = layout_axes(params, output_axis) if axes is None else resolve(axes, params)
         check_names(plan, named_leaves(params)[0])
         return optax.EmptyState()
@@ -83,10 +109,10 @@ def centralize_gradients(
         updates: PyTree, state: optax.OptState, params: PyTree | None = None
     ) -> tuple[PyTree, optax.OptState]:
         if axes is None:
-            plan = layout_plan(updates, output_axis)[0]
+            plan = layout_plan(shards.whole(updates), output_axis)[0]
         else:
-            plan = resolve(axes, updates if params is None else params)
-        return _map_inputs(_centralize, updates, plan, conv_only), state
+            plan = resolve(axes, shards.whole(updates if params is None else params))
+        return _map_inputs(_centralize, updates, plan, conv_only, shards=shards), state
 
     return optax.GradientTransformation(init_fn, update_fn)
 
@@ -96,6 +122,7 @@ def removed_fraction(updates: PyTree, axes: ParamAxes | PyTree | None = None) ->
 
     That is :math:`\|g - \Phi_{GC}(g)\|^2 / \|g\|^2`, which by Pythagoras is also
     :math:`1 - \|\Phi_{GC}(g)\|^2 / \|g\|^2`: 0 where GC changes nothing, 1 where it removes all.
+    It takes each leaf for a whole weight, so it is no use inside `shard_map` and `pmap`.
 
     Args:
       updates: a pytree of gradients.
@@ -116,7 +143,7 @@ def removed_fraction(updates: PyTree, axes: ParamAxes | PyTree | None = None) ->
     """
     plan = layout_plan(updates, -1)[0] if axes is None else resolve(axes, updates)
 
-    def share(gradient: jax.Array, in_axes: tuple[int, ...]) -> jax.Array:
+    def share(gradient: jax.Array, in_axes: tuple[int, ...], _: tuple[Hashable, ...]) -> jax.Array:
         wide = _widen(gradient)
         mean = jnp.mean(wide, in_axes, keepdims=True)
         inputs = math.prod(gradient.shape[axis] for axis in in_axes)
@@ -127,17 +154,20 @@ def removed_fraction(updates: PyTree, axes: ParamAxes | PyTree | None = None) ->
 
 
 def _map_inputs(
-    function: Callable[[jax.Array, tuple[int, ...]], jax.Array],
+    function: Callable[[jax.Array, tuple[int, ...], tuple[Hashable, ...]], jax.Array],
     tree: PyTree,
     plan: ParamAxes,
     conv_only: bool = False,
     otherwise: Callable[[Any], Any] = lambda leaf: leaf,
+    shards: Shards | None = None,
 ) -> PyTree:
-    """Maps `function(leaf, in_axes)` over the weights of a plan and `otherwise(leaf)` over the rest."""
+    """Maps `function(leaf, in_axes, mesh_axes)` over a plan's weights, `otherwise(leaf)` over the rest."""
     leaves, treedef = named_leaves(tree)
-    check_names(plan, leaves)
+    shards = shards or Shards(None)
+    wholes = named_leaves(shards.whole(tree))[0]
+    check_names(plan, wholes)
 
-    def of(name: str, leaf: Any) -> Any:
+    def of(name: str, leaf: Any, whole: Any) -> Any:
         if is_absent(leaf):
             return leaf
         axes = plan.get(name)
@@ -146,18 +176,22 @@ def _map_inputs(
         leaf = leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
         in_axes = axes.for_shape(leaf.shape, name).in_axes
         # One input: the mean is the gradient, and the weight could never learn.
-        inputs = math.prod(leaf.shape[axis] for axis in in_axes)
+        inputs = math.prod(jnp.shape(whole)[axis] for axis in in_axes)
         if inputs <= 1 or leaf.size == 0 or not jnp.issubdtype(leaf.dtype, jnp.inexact):
             return otherwise(leaf)
-        return function(leaf, in_axes)
+        split = shards.mesh_axes(name, leaf.shape)
+        return function(leaf, in_axes, tuple(name for axis in in_axes for name in split[axis]))
 
-    return jax.tree.unflatten(treedef, [of(name, leaf) for name, leaf in leaves])
+    return jax.tree.unflatten(treedef, [of(*named, whole) for named, (_, whole) in zip(leaves, wholes, strict=True)])
 
 
 def _widen(gradient: jax.Array) -> jax.Array:
     return gradient.astype(jnp.float32) if gradient.dtype.itemsize < 4 else gradient
 
 
-def _centralize(gradient: jax.Array, in_axes: tuple[int, ...]) -> jax.Array:
+def _centralize(gradient: jax.Array, in_axes: tuple[int, ...], mesh_axes: tuple[Hashable, ...]) -> jax.Array:
     wide = _widen(gradient)
-    return (wide - jnp.mean(wide, in_axes, keepdims=True)).astype(gradient.dtype)
+    mean = jnp.mean(wide, in_axes, keepdims=True)
+    if mesh_axes:
+        mean = jax.lax.pmean(mean, mesh_axes)
+    return (wide - mean).astype(gradient.dtype)
