@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from optax_gc._axes import ParamAxes, PyTree, WeightAxes, named_leaves
 from optax_gc._rules import RULES, unknown
-from optax_gc._values import CONST, DATA, PLAIN, WEIGHT, Digit, Value, View, stored
+from optax_gc._values import CONST, DATA, PLAIN, WEIGHT, Digit, Value, View, size_of, stored
 
 
 def infer_axes(fn: Callable[..., Any], params: PyTree, *args: Any, **kwargs: Any) -> ParamAxes:
@@ -314,9 +314,9 @@ def _judge(uses: list[View], shape: tuple[int, ...]) -> _Vote:
         if role not in roles:
             return vote("alone", reason=f"{role} (axis {axis})")
         parts = {d.part for of_view in digits for d in of_view}
-        if role == "batch" and len(uses) > 1 and len(parts) > 1:
+        if role == "batch" and len(uses) > 1 and len(parts) > 1 and not _joined(uses, axis):
             kinds = {part[0] for part in parts if part is not None}
-            if kinds != {"step", "earlier"} and not _cover(parts, size):
+            if kinds != {"step", "earlier"} and not _one_each(uses, parts, size):
                 return vote("alone", reason=f"slices of it are added up (axis {axis})")
             role = "in"
         elif role == "in" and parts != {None} and not _cover(parts, size):
@@ -345,6 +345,24 @@ def _role(digits: list[Digit], size: int) -> str:
     if "in" in found:
         return "in" if found == {"in"} else "contracted in part"
     return "batch" if found <= {"batch", "index", "mixed"} else "out"
+
+
+def _joined(uses: list[View], axis: int) -> bool:
+    """Whether parts lie side by side along one use, as after a roll, and are not added up."""
+    if len({id(view.eqn) for view in uses}) > 1:
+        return False
+
+    def beside_others(digits: tuple[Digit, ...]) -> bool:
+        ranges = [d.part for d in digits if d.axis == axis and isinstance(d.part, tuple) and d.part[0] == "range"]
+        return any(size_of(digits) > limit - start for _, start, limit in ranges)
+
+    return all(any(map(beside_others, view.axes)) for view in uses)
+
+
+def _one_each(uses: list[View], parts: set[Any], size: int) -> bool:
+    """Whether a use of each position is added up. Parts that meet in one use were joined before it."""
+    apart = len({id(view.eqn) for view in uses}) == len(uses)
+    return apart and _cover(parts, size) and all(limit - start == 1 for _, start, limit in parts)
 
 
 def _cover(parts: set[Any], size: int) -> bool:

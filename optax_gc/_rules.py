@@ -65,13 +65,9 @@ def _layout(move: Callable[[Any, View], View | None]) -> Rule:
     """Makes a rule of a function that moves the axes of a view of the first operand, or gives up."""
 
     def rule(walk: Any, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
-        views = []
-        for view in ins[0].views:
-            moved = move(eqn, view)
-            if moved is None:
-                walk.close([view], eqn, f"{eqn.primitive.name} mixes its axes")
-            else:
-                views.append(moved)
+        moved = [(view, move(eqn, view)) for view in ins[0].views]
+        walk.close([view for view, now in moved if now is None], eqn, f"{eqn.primitive.name} mixes its axes")
+        views = [now for _, now in moved if now is not None]
         for value in ins[1:]:
             walk.close(value.views, eqn, f"an index of {eqn.primitive.name}")
         return [Value(_dep(ins), tuple(views), ins[0].onehot)]
@@ -188,10 +184,10 @@ def unstack(walk: Any, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
 def stack(walk: Any, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     dep, axis, views = _dep(ins), eqn.params["axis"], []
     for value in ins:
+        ended = [v for v in value.views if v.product or dep == DATA]
+        walk.close(ended, eqn, "joined to the data")
         for view in value.views:
-            if view.product or dep == DATA:
-                walk.close([view], eqn, "joined to the data")
-            else:
+            if view not in ended:
                 views.append(view.replace(axes=(*view.axes[:axis], (), *view.axes[axis:])))
     return [Value(dep, merge(views))]
 
@@ -201,9 +197,10 @@ def concatenate(walk: Any, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     total, offset, views = _shape(eqn.outvars[0])[axis], 0, []
     for value, atom in zip(ins, eqn.invars, strict=True):
         size = _shape(atom)[axis]
+        ended = [v for v in value.views if v.product or dep == DATA]
+        walk.close(ended, eqn, "joined to the data")
         for view in value.views:
-            if view.product or dep == DATA:
-                walk.close([view], eqn, "joined to the data")
+            if view in ended:
                 continue
             digits = view.axes[axis]
             if size == 0:
@@ -301,16 +298,19 @@ def mul(walk: Any, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     for i, value in enumerate(ins):
         others = [(v, _shape(a)) for j, (v, a) in enumerate(zip(ins, eqn.invars, strict=True)) if j != i]
         scaled = all(v.dep == CONST or (v.dep == DATA and math.prod(shape) == 1) for v, shape in others)
+        if divides and i == 1:
+            walk.close(value.views, eqn, "divides the data")
+            continue
+        ended = []
         for view in value.views:
-            if divides and i == 1:
-                walk.close([view], eqn, "divides the data")
-            elif scaled:
+            if scaled:
                 views.append(align(view, _shape(eqn.invars[i]), out))
             elif view.product or any(v.dep < DATA for v, _ in others) or not walk.fresh(view):
-                walk.close([view], eqn, "meets the data elementwise (mul)")
+                ended.append(view)
             else:
                 ((_, varies),) = others
                 views.append(_product(align(view, _shape(eqn.invars[i]), out), varies, walk, eqn))
+        walk.close(ended, eqn, "meets the data elementwise (mul)")
     return [Value(DATA, tuple(views))]
 
 
@@ -343,7 +343,7 @@ def reduce(walk: Any, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
 
 
 def _reduce(walk: Any, eqn: Any, value: Value, reduced: set[int]) -> list[View]:
-    views = []
+    views, ended = [], []
     for view in value.views:
         kept = tuple(digits for i, digits in enumerate(view.axes) if i not in reduced)
         lost = tuple(d for i in sorted(reduced) for d in view.axes[i] if d.axis is not None)
@@ -353,10 +353,11 @@ def _reduce(walk: Any, eqn: Any, value: Value, reduced: set[int]) -> list[View]:
         roles = {d.role for d in lost}
         by_hand = "mixed" in roles and any(d.role == "out" and d.size > 1 for digits in kept for d in digits)
         if eqn.primitive.name != "reduce_sum" or "out" in roles or ("mixed" in roles and not by_hand):
-            walk.close([view], eqn, "meets the data elementwise and is reduced")
+            ended.append(view)
             continue
         gone = tuple(d._replace(role="in" if d.role == "mixed" else "batchsum") for d in lost)
         views.extend(walk.used(view.replace(axes=kept, gone=view.gone + gone)))
+    walk.close(ended, eqn, "meets the data elementwise and is reduced")
     return views
 
 
@@ -382,12 +383,12 @@ def _contraction(walk: Any, eqn: Any, ins: Sequence[Value], contract: Any, batch
     ]
     views: list[View] = []
     for k, value in enumerate(ins):
-        other = ins[1 - k]
+        other, ended, refused = ins[1 - k], [], []
         for view in value.views:
             contracted = tuple(d for i in contract[k] for d in view.axes[i])
             if view.product:
                 unclear = view.weak and other.dep == DATA and any(d.axis is not None for d in contracted)
-                walk.close([view], eqn, _UNCLEAR if unclear else "", refuse=unclear)
+                (refused if unclear else ended).append(view)
                 continue
             if not walk.fresh(view) and value.dep == DATA and other.dep < DATA:
                 walk.close([view], eqn, "")
@@ -413,6 +414,8 @@ def _contraction(walk: Any, eqn: Any, ins: Sequence[Value], contract: Any, batch
                 eqn=eqn,
             )
             views.extend(walk.used(used))
+        walk.close(ended, eqn, "")
+        walk.close(refused, eqn, _UNCLEAR, refuse=True)
     if _dep(ins) == WEIGHT and all(value.dep == WEIGHT for value in ins):
         return [Value(WEIGHT, merge(views))]
     tangled = [v for v in views if not v.product]

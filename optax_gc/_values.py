@@ -147,7 +147,7 @@ def reshape(axes: tuple[Digits, ...], old: tuple[int, ...], new: tuple[int, ...]
     for digits, size in zip(axes, old, strict=True):
         if not digits:
             todo.append(Digit(size, None))
-        elif size_of(digits) == size:
+        elif size_of(digits) == size and (len(digits) == 1 or not any(d.size == 1 < d.span for d in digits)):
             todo.extend(digits)
         else:
             todo.append((size, digits))
