@@ -130,7 +130,7 @@ def removed_fraction(updates: PyTree, axes: ParamAxes | PyTree | None = None) ->
 
     Returns:
       A pytree like `updates` of float32 scalars between 0 and 1 (float64 for float64 gradients); 0
-      for leaves that are left alone and for gradients that are zero.
+      for leaves that are left alone and for gradients that are zero; NaN for a gradient with a NaN or Inf.
 
     Raises:
       TypeError, ValueError: as `centralize_gradients`.
@@ -145,10 +145,13 @@ def removed_fraction(updates: PyTree, axes: ParamAxes | PyTree | None = None) ->
 
     def share(gradient: jax.Array, in_axes: tuple[int, ...], _: tuple[Hashable, ...]) -> jax.Array:
         wide = _widen(gradient)
+        # Squares of very large or very small gradients would leave the range of float32.
+        largest = jnp.max(jnp.abs(wide))
+        wide = wide / jnp.where(largest == 0, 1, largest)
         mean = jnp.mean(wide, in_axes, keepdims=True)
         inputs = math.prod(gradient.shape[axis] for axis in in_axes)
         norm = jnp.sum(jnp.abs(wide) ** 2)
-        return jnp.where(norm > 0, inputs * jnp.sum(jnp.abs(mean) ** 2) / jnp.where(norm > 0, norm, 1), 0)
+        return jnp.minimum(inputs * jnp.sum(jnp.abs(mean) ** 2) / jnp.where(norm == 0, 1, norm), 1)
 
     return _map_inputs(share, updates, plan, otherwise=lambda _: jnp.zeros((), jnp.float32))
 
@@ -173,14 +176,14 @@ def _map_inputs(
         axes = plan.get(name)
         if axes is None or (conv_only and axes.op != "conv"):
             return otherwise(leaf)
-        leaf = leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
-        in_axes = axes.for_shape(leaf.shape, name).in_axes
+        shape = jnp.shape(leaf)
+        in_axes = axes.for_shape(shape, name).in_axes
         # One input: the mean is the gradient, and the weight could never learn.
         inputs = math.prod(jnp.shape(whole)[axis] for axis in in_axes)
-        if inputs <= 1 or leaf.size == 0 or not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        if inputs <= 1 or 0 in shape or not jnp.issubdtype(leaf.dtype, jnp.inexact):
             return otherwise(leaf)
-        split = shards.mesh_axes(name, leaf.shape)
-        return function(leaf, in_axes, tuple(name for axis in in_axes for name in split[axis]))
+        split = shards.mesh_axes(name, shape)
+        return function(jnp.asarray(leaf), in_axes, tuple(name for axis in in_axes for name in split[axis]))
 
     return jax.tree.unflatten(treedef, [of(*named, whole) for named, (_, whole) in zip(leaves, wholes, strict=True)])
 

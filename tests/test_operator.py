@@ -404,3 +404,25 @@ def test_a_plan_of_layout_axes_does_what_the_layout_rule_does():
     by_plan, _ = gc(layout_axes(tree)).update(tree, optax.EmptyState())
     for name in tree:
         np.testing.assert_array_equal(by_rule[name], by_plan[name])
+
+
+@pytest.mark.parametrize("leaf", [np.full((2, 3), 2**40), np.ones((2, 3), np.int32), np.ones((2, 3), bool)])
+@pytest.mark.parametrize("axes", [None, WeightAxes(0, 1)], ids=["layout", "axes"])
+def test_numpy_integers_are_handed_through(leaf, axes):
+    updates, _ = gc(axes).update(leaf, optax.EmptyState())
+    assert updates is leaf
+
+
+@pytest.mark.parametrize("fan_in", [3, 7, 37, 100])
+def test_removed_fraction_never_exceeds_1(fan_in):
+    assert 0 <= float(removed_fraction(jnp.full((fan_in, 1), 0.1))) <= 1
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_removed_fraction_does_not_depend_on_the_scale_of_the_gradient(scale):
+    gradient = jnp.array([[1.0], [1.0], [4.0]])
+    np.testing.assert_allclose(removed_fraction(gradient * scale), removed_fraction(gradient), rtol=1e-6)
+
+
+def test_removed_fraction_of_a_nan_is_a_nan():
+    assert np.isnan(removed_fraction(jnp.array([[np.nan], [1.0]])))
