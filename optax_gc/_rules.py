@@ -188,7 +188,7 @@ def stack(walk: Any, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
         walk.close(ended, eqn, "joined to the data")
         for view in value.views:
             if view not in ended:
-                views.append(view.replace(axes=(*view.axes[:axis], (), *view.axes[axis:])))
+                views.append(view.replace(axes=(*view.axes[:axis], (Digit(len(ins), None),), *view.axes[axis:])))
     return [Value(dep, merge(views))]
 
 
@@ -205,7 +205,7 @@ def concatenate(walk: Any, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
             digits = view.axes[axis]
             if size == 0:
                 continue
-            if digits and size_of(digits) == size and total % size == 0 and offset % size == 0 and total > size:
+            if size_of(digits) == size and total % size == 0 and offset % size == 0 and total > size:
                 digits = (Digit(total // size, None), *digits)
             views.append(view.replace(axes=(*view.axes[:axis], resize(digits, total), *view.axes[axis + 1 :])))
         offset += size
@@ -429,7 +429,7 @@ _UNCLEAR = "multiplied by a constant before it meets the data"
 
 def _spread(view: View, free: list[int], shape: tuple[int, ...]) -> bool:
     """Whether the parameter is the same for every unit, as is the diagonal of a diagonal kernel."""
-    return any(shape[i] > 1 for i in free) and not any(d.axis is not None for i in free for d in view.axes[i])
+    return any(shape[i] > 1 for i in free) and not any(view.axes[i] for i in free)
 
 
 def _placed(view: View, batch: Any, free: Any, k: int, batch_role: str, out_role: str) -> tuple[Digits, ...]:
