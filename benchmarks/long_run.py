@@ -47,8 +47,8 @@ memory are counted from the second step to the last. Time is for the order of ma
 READING = """\
 ## Reading it
 
-* In float32 the drift is what independent roundings give (`rms / expected` is near 1), far below the bound, and about
-  a millionth of what the weights move.
+* In float32 the drift is what independent roundings give (`rms / expected` is near 1), far below the bound, and only
+  a few millionths of what the weights move.
 * With params in bfloat16, `w + s` loses whatever is smaller than half an ulp of the weight. That is no random walk, the
   same unit loses the same way for long, and in the end the sums wander nearly as they do without gc. The mean that gc
   takes is not to blame: with params in float32 and gradients in bfloat16 the sums stay. As for the training itself, the
