@@ -238,7 +238,7 @@ class ParamAxes(Mapping[str, WeightAxes | None]):
 
         def dimension_numbers(params: PyTree) -> PyTree:
             leaves, treedef = named_leaves(params)
-            check_names(self, leaves)
+            check_leaves(self, leaves)
 
             def of(name: str, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
                 axes = None if is_absent(leaf) else self[name]
@@ -261,22 +261,27 @@ class ParamAxes(Mapping[str, WeightAxes | None]):
         return _table.as_html(self)
 
 
-def resolve(axes: Any, tree: PyTree) -> ParamAxes:
+def resolve(axes: Any, tree: PyTree, needs_op: bool = False) -> ParamAxes:
     """Reads what `gc(axes)` accepts (a plan, a pytree, a callable) into a `ParamAxes`."""
+    if _is_function(axes):
+        made = axes(tree)
+        if made is None or _is_function(made):
+            raise TypeError(f"axes is a callable that returned {made!r}; {_EXPECTED}")
+        try:
+            return resolve(made, tree, needs_op)
+        except TypeError as error:
+            raise TypeError(f"axes is a callable that returned {type(made).__name__}: {error}") from None
     if isinstance(axes, ParamAxes):
         return axes
     leaves, treedef = named_leaves(axes)
-    # An Equinox module is callable and a pytree; a function is callable and nothing but a leaf.
-    if callable(axes) and jax.tree_util.treedef_is_leaf(treedef):
-        made = axes(tree)
-        if callable(made) and not isinstance(made, ParamAxes):
-            raise TypeError(f"axes is a callable that returned {made!r}; {_EXPECTED}")
-        try:
-            return resolve(made, tree)
-        except TypeError as error:
-            raise TypeError(f"axes is a callable that returned {type(made).__name__}: {error}") from None
     shapes = {name: jax.numpy.shape(leaf) for name, leaf in named_leaves(tree)[0] if not is_absent(leaf)}
-    return ParamAxes({name: _to_weight_axes(name, leaf, shapes.get(name)) for name, leaf in leaves}, treedef=treedef)
+    found = {name: _to_weight_axes(name, leaf, shapes.get(name), needs_op) for name, leaf in leaves}
+    return ParamAxes(found, treedef=treedef)
+
+
+def _is_function(axes: Any) -> bool:
+    # An Equinox module is callable, too, but it is a pytree; a function is nothing but a leaf.
+    return callable(axes) and jax.tree_util.all_leaves([axes])
 
 
 _EXPECTED = (
@@ -285,19 +290,24 @@ _EXPECTED = (
 )
 
 
-def _to_weight_axes(name: str, leaf: Any, shape: tuple[int, ...] | None) -> WeightAxes | None:
+def _to_weight_axes(name: str, leaf: Any, shape: tuple[int, ...] | None, needs_op: bool) -> WeightAxes | None:
     if is_absent(leaf) or isinstance(leaf, WeightAxes):
         return None if is_absent(leaf) else leaf
     if not isinstance(leaf, optax.contrib.MuonDimensionNumbers):
         raise TypeError(f"axes of leaf {name!r}: got {leaf!r}; {_EXPECTED}")
+    if needs_op:
+        raise ValueError(
+            f"axes of leaf {name!r}: {leaf} does not say whether the weight is a convolution, which conv_only needs. "
+            "Give WeightAxes(..., op='conv') or op='dot', or the plan of infer_axes."
+        )
     inputs, outputs = _as_axes(leaf.reduction_axis, "reduction_axis"), _as_axes(leaf.output_axis, "output_axis")
     rank = 0 if shape is None else len(shape)
     named = {axis % rank for axis in inputs + outputs if -rank <= axis < rank}
     return WeightAxes(inputs, outputs, tuple(axis for axis in range(rank) if axis not in named))
 
 
-def check_names(plan: ParamAxes, leaves: list[tuple[str, Any]]) -> None:
-    """Raises if a tree has other leaves than the plan, or leaves of another shape."""
+def check_leaves(plan: ParamAxes, leaves: list[tuple[str, Any]]) -> None:
+    """Raises if a tree has other leaves than the plan, or leaves that its axes do not fit."""
     present = {name for name, leaf in leaves if not is_absent(leaf)}
     absent = [name for name, leaf in leaves if is_absent(leaf)]
     alone = [name for name, axes in plan.items() if axes is None]
@@ -312,19 +322,23 @@ def check_names(plan: ParamAxes, leaves: list[tuple[str, Any]]) -> None:
     if extra or missing:
         raise ValueError(_mismatch(plan, present, extra, missing))
     for name, leaf in leaves:
-        shape = plan.shapes.get(name)
-        if shape is not None and not is_absent(leaf) and tuple(jax.numpy.shape(leaf)) != shape:
+        if is_absent(leaf):
+            continue
+        shape, made_for, axes = tuple(jax.numpy.shape(leaf)), plan.shapes.get(name), plan.get(name)
+        if made_for is not None and shape != made_for:
             raise ValueError(
-                f"leaf {name!r} has shape {tuple(jax.numpy.shape(leaf))}, but the axes were found for shape "
-                f"{shape}. Make the plan again for these params: infer_axes(fn, params, ...). Inside shard_map or "
-                "pmap, where a leaf is a shard, say how the params are split: gc(axes, specs=...)."
+                f"leaf {name!r} has shape {shape}, but the axes were found for shape {made_for}. Make the plan again "
+                "for these params: infer_axes(fn, params, ...). Inside shard_map or pmap, where a leaf is a shard, say "
+                "how the params are split: gc(axes, specs=...)."
             )
+        if axes is not None:
+            axes.for_shape(shape, name)
 
 
 def _mismatch(plan: ParamAxes, present: set[str], extra: list[str], missing: list[str]) -> str:
     def some(names: list[str]) -> str:
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        return ", ".join(repr(name) for name in names[:5]) + more
+        return ", ".join(repr(name) if name else "the tree itself, an array" for name in names[:5]) + more
 
     message = "the axes are for another tree."
     if extra:

@@ -314,6 +314,9 @@ def _judge(uses: list[View], shape: tuple[int, ...]) -> _Vote:
         if role not in roles:
             return vote("alone", reason=f"{role} (axis {axis})")
         parts = {d.part for of_view in digits for d in of_view}
+        indexed = {d.part for of_view in digits for d in of_view if d.role in ("batch", "index")}
+        if role == "out" and len(uses) > 1 and len(indexed) > 1 and not _joined(uses, axis):
+            return vote("alone", reason=f"slices of it are added up (axis {axis})")
         if role == "batch" and len(uses) > 1 and len(parts) > 1 and not _joined(uses, axis):
             kinds = {part[0] for part in parts if part is not None}
             if kinds != {"step", "earlier"} and not _one_each(uses, parts, size):

@@ -46,6 +46,12 @@ def layout_axes(params: PyTree, output_axis: int = -1) -> ParamAxes:
       WeightAxes(in_axes=(0, 1, 2), out_axes=(3,), batch_axes=(), op='conv')
     """
     plan, unclear = layout_plan(params, output_axis)
+    warn_unclear(unclear, output_axis)
+    return plan
+
+
+def warn_unclear(unclear: list[str], output_axis: int) -> None:
+    """Warns, at the line that called the caller, of leaves that the rule cannot be sure of."""
     if unclear:
         more = f" and {len(unclear) - 5} more" if len(unclear) > 5 else ""
         warnings.warn(
@@ -55,7 +61,6 @@ def layout_axes(params: PyTree, output_axis: int = -1) -> ParamAxes:
             "gc(optax_gc.infer_axes(fn, params, *args)).",
             stacklevel=3,
         )
-    return plan
 
 
 def layout_plan(params: PyTree, output_axis: int) -> tuple[ParamAxes, list[str]]:

@@ -66,7 +66,11 @@ def _layout(move: Callable[[Any, View], View | None]) -> Rule:
 
     def rule(walk: Any, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
         moved = [(view, move(eqn, view)) for view in ins[0].views]
-        walk.close([view for view, now in moved if now is None], eqn, f"{eqn.primitive.name} mixes its axes")
+        # A part of a product that is lost here may yet be added to the other parts.
+        lost = [view for view, now in moved if now is None]
+        for partly in (False, True):
+            ended = [view for view in lost if bool(view.parts) == partly]
+            walk.close(ended, eqn, f"{eqn.primitive.name} mixes its axes", refuse=partly)
         views = [now for _, now in moved if now is not None]
         for value in ins[1:]:
             walk.close(value.views, eqn, f"an index of {eqn.primitive.name}")
@@ -673,7 +677,7 @@ _ELEMENTWISE = """
 _REDUCE = "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin"
 
 _CALL = """
-    jit pjit closed_call core_call remat remat2 checkpoint custom_jvp_call custom_lin xla_call
+    jit pjit closed_call core_call remat remat2 checkpoint custom_jvp_call custom_lin xla_call eval_jaxpr
 """
 
 RULES: dict[str, Rule] = {

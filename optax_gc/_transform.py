@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_gc._axes import ParamAxes, PyTree, check_names, is_absent, named_leaves, resolve
-from optax_gc._layout import check_output_axis, layout_axes, layout_plan
+from optax_gc._axes import ParamAxes, PyTree, check_leaves, is_absent, named_leaves, resolve
+from optax_gc._layout import check_output_axis, layout_plan, warn_unclear
 from optax_gc._shards import Shards
 
 
@@ -101,8 +101,12 @@ def centralize_gradients(
 
     def init_fn(params: PyTree) -> optax.OptState:
         params = shards.whole(params)
-        plan = layout_axes(params, output_axis) if axes is None else resolve(axes, params)
-        check_names(plan, named_leaves(params)[0])
+        if axes is None:
+            plan, unclear = layout_plan(params, output_axis)
+            warn_unclear(unclear, output_axis)
+        else:
+            plan = resolve(axes, params, needs_op=conv_only)
+        check_leaves(plan, named_leaves(params)[0])
         return optax.EmptyState()
 
     def update_fn(
@@ -111,7 +115,7 @@ def centralize_gradients(
         if axes is None:
             plan = layout_plan(shards.whole(updates), output_axis)[0]
         else:
-            plan = resolve(axes, shards.whole(updates if params is None else params))
+            plan = resolve(axes, shards.whole(updates if params is None else params), needs_op=conv_only)
         return _map_inputs(_centralize, updates, plan, conv_only, shards=shards), state
 
     return optax.GradientTransformation(init_fn, update_fn)
@@ -168,7 +172,7 @@ def _map_inputs(
     leaves, treedef = named_leaves(tree)
     shards = shards or Shards(None)
     wholes = named_leaves(shards.whole(tree))[0]
-    check_names(plan, wholes)
+    check_leaves(plan, wholes)
 
     def of(name: str, leaf: Any, whole: Any) -> Any:
         if is_absent(leaf):

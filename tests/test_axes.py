@@ -250,6 +250,7 @@ FORMS = {
     "callable to a tree": lambda params: MUON,
     "callable to ParamAxes": lambda params: BY_PATH,
     "Equinox module": AxesModule(**HAND_WRITTEN),
+    "callable to an Equinox module": lambda params: AxesModule(**HAND_WRITTEN),
 }
 
 

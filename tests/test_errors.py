@@ -14,8 +14,8 @@ Muon = optax.contrib.MuonDimensionNumbers
 
 
 def train_step(axes=None, params=PARAMS, **options):
-    tx = optax_gc.gc(axes, **options)
-    return tx.update(params, tx.init(params), params)
+    # The first that a training script calls, so that a mistake shows before any step is compiled.
+    return optax_gc.gc(axes, **options).init(params)
 
 
 def kernel_axes(axes):
@@ -296,3 +296,14 @@ def test_two_leaves_of_one_name_are_refused(params, call):
 )
 def test_removed_fraction_refuses_what_gc_refuses(axes, error, fragments):
     assert_raises(error, fragments, lambda: optax_gc.removed_fraction(PARAMS, axes))
+
+
+def test_a_callable_that_forgets_to_return_is_told_so():
+    with pytest.raises(TypeError, match=r"axes is a callable that returned None; expected a ParamAxes"):
+        train_step(lambda params: None)
+
+
+def test_conv_only_refuses_axes_that_do_not_say_what_is_a_convolution():
+    axes = kernel_axes(optax.contrib.MuonDimensionNumbers(0, 1))
+    with pytest.raises(ValueError, match=r"leaf 'block/kernel': MuonDimensionNumbers.*which conv_only needs"):
+        train_step(axes, conv_only=True)
