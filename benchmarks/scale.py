@@ -172,11 +172,11 @@ that to all-reduce it.
 * GC sums in float32 whatever the gradients are. Reduced in bfloat16, they weigh half, and GC's share is twice as \
 large. (The CPU backend widens bfloat16 collectives, so this is not compiled.)
 * One collective holds many arrays: XLA's own combiner merges the all-reduces of GC into one for each group of \
-devices, `fsdp` for weights whose inputs it splits and `tensor` for the others. So there is nothing to combine by hand. \
-Combiners differ: the CPU backend of jax 0.6.2 has none and leaves 8 and 225 all-reduces of the same bytes; on GPU, \
-XLA's default merges up to 30 MiB or 256 arrays (`--xla_gpu_all_reduce_combine_threshold_bytes`); TPU has rules of its \
-own. Neither was compiled here. Left apart, all-reduces pay their latency one by one: at 30 us each, an assumption, \
-225 of them take 7 ms.
+devices, `fsdp` for weights whose inputs it splits and `tensor` for the others. So there is nothing to combine by \
+hand. Combiners differ: the CPU backend of jax 0.6.2 has none and leaves 8 and 225 all-reduces of the same bytes; on \
+GPU, XLA's default merges up to 30 MiB or 256 arrays (`--xla_gpu_all_reduce_combine_threshold_bytes`); TPU has rules \
+of its own. Neither was compiled here. Left apart, all-reduces pay their latency one by one: at 30 us each, an \
+assumption, 225 of them take 7 ms.
 """
     print(text)
     if arguments.out:
