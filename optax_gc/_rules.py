@@ -29,6 +29,7 @@ from optax_gc._values import (
     resize,
     size_of,
     take,
+    without_outputs,
 )
 
 Rule = Callable[[Any, Any, Sequence[Value]], Sequence[Value]]
@@ -102,6 +103,9 @@ def _reshape(eqn: Any, view: View) -> View | None:
     else:
         shape = _shape(eqn.invars[0])
     axes = reshape(view.axes, shape, _shape(eqn.outvars[0]))
+    if axes is None and view.product:
+        view = without_outputs(view, shape)
+        axes = reshape(view.axes, shape, _shape(eqn.outvars[0]))
     return None if axes is None else view.replace(axes=axes)
 
 
@@ -233,6 +237,9 @@ def gather(walk: Any, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     batching = dict(zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True))
     from_indices = [i for i in range(len(out)) if i not in numbers.offset_dims]
     part, views = ("dynamic", id(eqn)), []
+    # Positions that a constant picks, as a stride may, are still along the axis: they may be contracted.
+    listed = [i for i in from_indices if i not in [from_indices[k] for k in batching.values()]]
+    fixed = indices.dep == CONST and len(numbers.collapsed_slice_dims) == len(listed) == 1
     for view in operand.views:
         if view.product:
             walk.close([view], eqn, "")
@@ -240,7 +247,13 @@ def gather(walk: Any, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
         axes: list[Digits] = [()] * len(out)
         gone, offsets = view.gone, iter(numbers.offset_dims)
         for i, digits in enumerate(view.axes):
-            if i in numbers.collapsed_slice_dims:
+            if i in numbers.collapsed_slice_dims and fixed:
+                count = out[listed[0]]
+                chosen = ("listed", id(eqn))
+                axes[listed[0]] = tuple(
+                    d._replace(part=chosen) if d.axis is not None else d for d in resize(digits, count)
+                )
+            elif i in numbers.collapsed_slice_dims:
                 gone += index(digits, part)
             elif i in batching:
                 axes[from_indices[batching[i]]] = digits
@@ -350,7 +363,7 @@ def _reduce(walk: Any, eqn: Any, value: Value, reduced: set[int]) -> list[View]:
     views, ended = [], []
     for view in value.views:
         kept = tuple(digits for i, digits in enumerate(view.axes) if i not in reduced)
-        lost = tuple(d for i in sorted(reduced) for d in view.axes[i] if d.axis is not None)
+        lost = tuple(d for i in sorted(reduced) for d in view.axes[i] if d.axis is not None or d.role)
         if not view.product:
             views.append(view.replace(axes=kept, gone=view.gone + take(lost, "reduced")))
             continue
@@ -389,9 +402,10 @@ def _contraction(walk: Any, eqn: Any, ins: Sequence[Value], contract: Any, batch
     for k, value in enumerate(ins):
         other, ended, refused = ins[1 - k], [], []
         for view in value.views:
+            view = _unscaled(view, contract[k]) if other.dep == DATA else view
             contracted = tuple(d for i in contract[k] for d in view.axes[i])
             if view.product:
-                unclear = view.weak and other.dep == DATA and any(d.axis is not None for d in contracted)
+                unclear = view.weak and other.dep == DATA and any(d.axis is not None or d.role for d in contracted)
                 (refused if unclear else ended).append(view)
                 continue
             if not walk.fresh(view) and value.dep == DATA and other.dep < DATA:
@@ -427,6 +441,15 @@ def _contraction(walk: Any, eqn: Any, ins: Sequence[Value], contract: Any, batch
     return [Value(DATA, tuple(v for v in views if v.product))]
 
 
+def _unscaled(view: View, contracted: Sequence[int]) -> View:
+    """Returns the weight in a product with data that is the same for all of a unit's inputs."""
+    mixed = any(d.role == "mixed" for i in contracted for d in view.axes[i])
+    if not view.product or mixed or view.has("in"):
+        return view
+    axes = tuple(tuple(d._replace(role="") for d in digits) for digits in view.axes)
+    return view.replace(axes=axes, product=False)
+
+
 # A constant times W times data: is the constant the input of W, or part of how the weight is made?
 _UNCLEAR = "multiplied by a constant before it meets the data"
 
@@ -453,6 +476,7 @@ def conv_general_dilated(walk: Any, eqn: Any, ins: Sequence[Value]) -> Sequence[
     walk.close(lhs.views, eqn, "the input of a convolution")
     views: list[View] = []
     for view in rhs.views:
+        view = _unscaled(view, in_dims) if lhs.dep == DATA else view
         if view.product:
             unclear = view.weak and lhs.dep == DATA and any(view.axes[i] for i in in_dims)
             walk.close([view], eqn, _UNCLEAR if unclear else "", refuse=unclear)

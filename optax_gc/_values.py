@@ -62,8 +62,8 @@ class View:
 
     @property
     def parts(self) -> frozenset[tuple]:
-        """Which part of the stored array this is."""
-        return frozenset((d.axis, d.stride, d.part) for d in self.digits() if d.part is not None)
+        """Which part of the stored array this is, but for its outputs: other outputs are other units."""
+        return frozenset((d.axis, d.stride, d.part) for d in self.digits() if d.part is not None and d.role != "out")
 
     def has(self, *roles: str) -> bool:
         return any(digit.role in roles for digit in self.digits())
@@ -172,14 +172,25 @@ def reshape(axes: tuple[Digits, ...], old: tuple[int, ...], new: tuple[int, ...]
             have = size
         if have != size:
             return None
-        result.append(tuple(taken) if any(d.axis is not None for d in taken) else ())
+        result.append(tuple(taken) if any(d.axis is not None or d.role for d in taken) else ())
     for item in reversed(todo):
         digits = (item,) if isinstance(item, Digit) else item[1]
         if item[0] != 1:
             return None
-        if result and any(d.axis is not None for d in digits):
+        if result and any(d.axis is not None or d.role for d in digits):
             result[-1] = result[-1] + digits if result[-1] else (Digit(new[-1], None), *digits)
     return tuple(result)
+
+
+def without_outputs(view: View, shape: tuple[int, ...]) -> View:
+    """Returns a product that no longer follows its outputs, only that they run along these axes."""
+    axes, gone = [], view.gone
+    for digits, size in zip(view.axes, shape, strict=True):
+        if any(d.axis is not None for d in digits) and all(d.role == "out" or d.axis is None for d in digits):
+            gone += take(digits, "out")
+            digits = (Digit(size, None, role="out"),)
+        axes.append(digits)
+    return view.replace(axes=tuple(axes), gone=gone)
 
 
 def align(view: View, shape: tuple[int, ...], out: tuple[int, ...]) -> View:
