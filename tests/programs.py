@@ -6,8 +6,7 @@ over concatenations, stacks, pads, scales and masks until it reaches arrays to s
 axes in random order, perhaps merged. Beside every step in JAX stands the same step in NumPy on the logical arrays, so
 that `expected` is what the roles mean, and a program that computes anything else is a mistake of the generator.
 
-Not drawn, because what counts as an input is open there: a constant matrix times a parameter, or rows of it picked by
-constant indices along its inputs, before it meets the data.
+Not drawn, because what counts as an input is open there: a constant matrix times a parameter before it meets the data.
 
     python tests/programs.py --seeds 5000
 """
@@ -389,7 +388,7 @@ def _chosen(make, spec, depth, taint):
 
 def _mixed(make, spec, depth, taint):
     """Along one axis, times a matrix of parameters, or a constant choice of positions."""
-    k = make.pick(spec, "batch", "out")
+    k = make.pick(spec, "batch", "in", "out")
     if k is None:
         return None
     make.vague = True
