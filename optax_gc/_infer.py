@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import functools
-import math
 import os
 import sysconfig
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +15,8 @@ import jax.numpy as jnp
 
 from optax_gc._axes import ParamAxes, PyTree, WeightAxes, named_leaves
 from optax_gc._rules import RULES, unknown
-from optax_gc._values import CONST, DATA, PLAIN, WEIGHT, Digit, Value, View, size_of, stored
+from optax_gc._values import CONST, DATA, PLAIN, WEIGHT, Value, View, is_dynamic, stored
+from optax_gc._votes import BACKWARD, Vote, decide, judge
 
 
 def infer_axes(fn: Callable[..., Any], params: PyTree, *args: Any, **kwargs: Any) -> ParamAxes:
@@ -112,7 +111,7 @@ def infer_axes(fn: Callable[..., Any], params: PyTree, *args: Any, **kwargs: Any
         n = position[name]
         if moving[n]:
             unused = "only returned" if n in returned else "unused"
-            axes[name], why[name] = _decide(walk.votes.get(n, []), shapes[name], unused, where)
+            axes[name], why[name] = decide(walk.votes.get(n, []), shapes[name], unused, where)
         else:
             why[name] = "empty" if 0 in leaf.shape else "not floating point"
     return ParamAxes(axes, shapes=shapes, why=why, treedef=treedef)
@@ -122,20 +121,6 @@ def _is_array(leaf: Any) -> bool:
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
-_BACKWARD = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class _Vote:
-    """What one use of a parameter says about it."""
-
-    kind: str  # "use", "alone" or "summary"
-    tier: int  # how much it counts, see _Walk.tier
-    reason: str
-    axes: WeightAxes | None = None
-    eqn: Any = dataclasses.field(default=None, compare=False)
-
-
 class _Walk:
     """The state of the walk: the votes so far, and where in the program it is."""
 
@@ -143,7 +128,7 @@ class _Walk:
         self.shapes = shapes
         self.captured = captured  # what an array is that fn closes over: without arguments, that is its data
         self.opaque_gradient = False
-        self.votes: dict[int, list[_Vote]] = collections.defaultdict(list)
+        self.votes: dict[int, list[Vote]] = collections.defaultdict(list)
         self._settled: set[tuple[int, frozenset]] = set()
         self._live = True  # whether a gradient passes through the equation at hand
         self._alive: set[Any] = set()  # the variables around it that a gradient passes through
@@ -197,12 +182,12 @@ class _Walk:
         contracts the outputs of a weight, so what it says is never asked.
         """
         if self._backward:
-            return _BACKWARD
+            return BACKWARD
         return 2 if view.stopped or not self._live else int(weak)
 
     def fresh(self, view: View) -> bool:
         """Whether the view is of given positions of the weight, not of those that an index picks."""
-        return not any(_is_dynamic(digit.part) for digit in view.digits())
+        return not any(is_dynamic(digit.part) for digit in view.digits())
 
     def stands_alone(self, view: View) -> bool:
         """Whether this part of the parameter is known to make units of its own."""
@@ -230,20 +215,20 @@ class _Walk:
             parts = {view.parts for view in uses}
             if len(parts) == 1:
                 self._settled.add((leaf, parts.pop()))
-            self._vote(leaf, _judge(uses, self.shapes[leaf]))
+            self._vote(leaf, judge(uses, self.shapes[leaf]))
 
-    def _alone(self, view: View, eqn: Any, reason: str) -> _Vote:
+    def _alone(self, view: View, eqn: Any, reason: str) -> Vote:
         along = any(digits for digits in view.axes)
         tier = view.tier if view.product else self.tier(view)
         if view.has("reduced") or (view.has("tangled") and not along):
-            return _Vote("summary", tier, "only used through a summary", eqn=eqn)
+            return Vote("summary", tier, "only used through a summary", eqn=eqn)
         if not self.fresh(view):
             reason = "lookup table"
         elif view.has("tangled"):
             reason = "multiplied by another parameter before it meets the data"
-        return _Vote("alone", tier, reason or "no weight", eqn=eqn)
+        return Vote("alone", tier, reason or "no weight", eqn=eqn)
 
-    def _vote(self, leaf: int, vote: _Vote) -> None:
+    def _vote(self, leaf: int, vote: Vote) -> None:
         if vote not in self.votes[leaf]:
             self.votes[leaf].append(vote)
 
@@ -268,10 +253,6 @@ def _without_views(walk: _Walk, eqn: Any, name: str, values: list[Value]) -> Seq
     return [result] * len(eqn.outvars)
 
 
-def _is_dynamic(part: Any) -> bool:
-    return isinstance(part, tuple) and part[0] == "dynamic"
-
-
 def _is_backward(eqn: Any) -> bool:
     stack = getattr(eqn.source_info.name_stack, "stack", ())
     return any(getattr(step, "name", "") == "transpose" for step in stack)
@@ -293,124 +274,6 @@ def _is_inexact(aval: Any) -> bool:
 @functools.lru_cache
 def _is_inexact_dtype(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.inexact)
-
-
-def _judge(uses: list[View], shape: tuple[int, ...]) -> _Vote:
-    """Returns what uses that are added up into the same units say together."""
-    first = min(uses, key=lambda view: view.tier)
-    vote = functools.partial(_Vote, tier=first.tier, eqn=first.eqn)
-    roles: dict[str, list[int]] = {"in": [], "out": [], "batch": []}
-    if not all(view.has("in") for view in uses):
-        picked = any(_is_dynamic(d.part) for view in uses for d in view.digits())
-        return vote("alone", reason="lookup table" if picked else "meets the data elementwise")
-    for axis, size in enumerate(shape):
-        digits = [[d for d in view.digits() if d.axis == axis] for view in uses]
-        found = {_role(of_view, size) for of_view in digits}
-        if len(found) > 1:
-            return vote("alone", reason=f"used with different input axes (axis {axis})")
-        role = found.pop()
-        if role == "summary":
-            return vote("alone", reason=f"reduced along axis {axis} before it meets the data")
-        if role not in roles:
-            return vote("alone", reason=f"{role} (axis {axis})")
-        parts = {d.part for of_view in digits for d in of_view}
-        indexed = {d.part for of_view in digits for d in of_view if d.role in ("batch", "index")}
-        if role == "out" and len(uses) > 1 and len(indexed) > 1 and not _joined(uses, axis):
-            return vote("alone", reason=f"slices of it are added up (axis {axis})")
-        if role == "batch" and len(uses) > 1 and len(parts) > 1 and not _joined(uses, axis):
-            kinds = {part[0] for part in parts if part is not None}
-            if kinds != {"step", "earlier"} and not _one_each(uses, parts, size):
-                return vote("alone", reason=f"slices of it are added up (axis {axis})")
-            role = "in"
-        elif role == "in" and parts != {None} and not _cover(parts, size):
-            return vote("alone", reason=f"contracted in part (axis {axis})")
-        roles[role].append(axis)
-    picked = any(_is_dynamic(d.part) for view in uses for d in view.digits())
-    if picked and not any(shape[axis] > 1 for axis in roles["out"]):
-        return vote("alone", reason="lookup table")
-    axes = WeightAxes(tuple(roles["in"]), tuple(roles["out"]), tuple(roles["batch"]), first.op)  # type: ignore[arg-type]
-    return vote("use", reason=first.eqn.primitive.name, axes=axes)
-
-
-def _role(digits: list[Digit], size: int) -> str:
-    """Returns the role of a stored axis, from what happened to its digits."""
-    if size == 1:
-        return {"in": "in", "out": "out"}.get(digits[0].role if digits else "", "batch")
-    if math.prod(digit.span for digit in digits) != size:
-        return "cannot be followed"
-    found = {digit.role for digit in digits if digit.span > 1} - {"shard"} or {"index"}
-    if "reduced" in found:
-        return "summary"
-    if "tangled" in found:
-        return "multiplied by another parameter before it meets the data"
-    if "batchsum" in found:
-        return "added up after its product"
-    if "in" in found:
-        return "in" if found == {"in"} else "contracted in part"
-    return "batch" if found <= {"batch", "index", "mixed"} else "out"
-
-
-def _joined(uses: list[View], axis: int) -> bool:
-    """Whether parts lie side by side along one use, as after a roll, and are not added up."""
-    if len({id(view.eqn) for view in uses}) > 1:
-        return False
-
-    def beside_others(digits: tuple[Digit, ...]) -> bool:
-        ranges = [d.part for d in digits if d.axis == axis and isinstance(d.part, tuple) and d.part[0] == "range"]
-        return any(size_of(digits) > limit - start for _, start, limit in ranges)
-
-    return all(any(map(beside_others, view.axes)) for view in uses)
-
-
-def _one_each(uses: list[View], parts: set[Any], size: int) -> bool:
-    """Whether a use of each position is added up. Parts that meet in one use were joined before it."""
-    apart = len({id(view.eqn) for view in uses}) == len(uses)
-    return apart and _cover(parts, size) and all(limit - start == 1 for _, start, limit in parts)
-
-
-def _cover(parts: set[Any], size: int) -> bool:
-    """Whether static ranges are the whole axis, each position once."""
-    if not all(isinstance(part, tuple) and part[0] == "range" for part in parts):
-        return False
-    ranges = sorted(part[1:] for part in parts)
-    ends = [0, *(limit for _, limit in ranges)]
-    return ends[-1] == size and all(start == end for (start, _), end in zip(ranges, ends, strict=False))
-
-
-def _decide(
-    votes: list[_Vote], shape: tuple[int, ...], unused: str, where: Callable[[Any], str]
-) -> tuple[WeightAxes | None, str]:
-    """Returns the axes that all uses agree on, or None, and the reason in words."""
-    telling = [vote for vote in votes if vote.kind != "summary"]
-    if not telling:
-        return None, "only used through a summary" if votes else unused
-    tier = min(vote.tier for vote in telling)
-    if tier == _BACKWARD:
-        return None, f"only used in a backward pass{where(telling[0].eqn)}"
-    votes = [vote for vote in telling if vote.tier == tier]
-    uses = [vote for vote in votes if vote.axes is not None]
-    alone = [vote for vote in votes if vote.axes is None]
-    if alone:
-        reason = f"{alone[0].reason}{where(alone[0].eqn)}"
-        return None, f"{reason}; also {uses[0].reason}{where(uses[0].eqn)}" if uses else reason
-    by_inputs: dict[tuple[int, ...], _Vote] = {}
-    for vote in uses:
-        assert vote.axes is not None
-        by_inputs.setdefault(vote.axes.in_axes, vote)
-    if len(by_inputs) > 1:
-        ways = ", ".join(f"{axes} by {vote.reason}{where(vote.eqn)}" for axes, vote in by_inputs.items())
-        return None, f"used with different input axes: {ways}"
-    axes = uses[0].axes
-    assert axes is not None
-    batch = set(axes.batch_axes).intersection(*(vote.axes.batch_axes for vote in uses if vote.axes))
-    out = tuple(sorted((*axes.out_axes, *(a for a in axes.batch_axes if a not in batch))))
-    # A convolution whose kernel is also multiplied as a matrix (its spectral norm) is a convolution.
-    op = "conv" if any(vote.axes.op == "conv" for vote in uses if vote.axes) else "dot"
-    result = WeightAxes(axes.in_axes, out, tuple(sorted(batch)), op)
-    reason = f"{uses[0].reason}{where(uses[0].eqn)}"
-    if math.prod(shape[axis] for axis in axes.in_axes) <= 1:
-        return None, f"one input: {reason}"
-    return result, reason
 
 
 _HERE = os.path.dirname(os.path.abspath(__file__))

@@ -20,6 +20,24 @@ CONST, WEIGHT, DATA = 0, 1, 2
 Part = tuple[Any, ...] | None
 
 
+ROLES = {
+    "in": "contracted with data",
+    "out": "kept in a product with data",
+    "batch": "shared with the data, or stepped through by a loop",
+    "mixed": "multiplied elementwise with data that varies along it",
+    "index": "one of its positions was taken",
+    "unit": "an axis of size one that was dropped",
+    "reduced": "reduced among weights",
+    "tangled": "contracted with another parameter",
+    "batchsum": "a batch that was added up after its product",
+    "shard": "split over devices",
+}
+
+
+def is_dynamic(part: Part) -> bool:
+    return isinstance(part, tuple) and part[0] == "dynamic"
+
+
 class Digit(NamedTuple):
     """A digit of a stored axis' index, `(index // stride) % span`, along an axis of a value."""
 
@@ -28,7 +46,7 @@ class Digit(NamedTuple):
     stride: int = 1
     span: int = 1
     part: Part = None
-    role: str = ""  # what was done with it: see `roles` in _infer
+    role: str = ""  # what was done with it: a key of ROLES, or nothing yet
 
     @property
     def whole(self) -> bool:
