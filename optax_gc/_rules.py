@@ -582,7 +582,8 @@ def _unstacked(walk: Any, eqn: Any, value: Value, part: Any) -> Value:
     views = []
     for view in value.views:
         if not view.product:
-            gone = view.gone + take(view.axes[0], "batch", part)
+            # What was cut off before the loop stays cut off after it.
+            gone = view.gone + sum((take((d,), "batch", (*part, d.part)) for d in view.axes[0]), ())
             views.append(view.replace(axes=view.axes[1:], gone=gone))
     return Value(value.dep, tuple(views), value.onehot)
 
@@ -590,9 +591,9 @@ def _unstacked(walk: Any, eqn: Any, value: Value, part: Any) -> Value:
 def _restacked(value: Value, part: Any) -> Value:
     views = []
     for view in value.views:
-        mine = tuple(d for d in view.gone if d.part == part)
-        first = tuple(d._replace(part=None, role="batch" if view.product else "") for d in mine)
-        gone = tuple(d for d in view.gone if d.part != part)
+        mine = [d for d in view.gone if isinstance(d.part, tuple) and d.part[:2] == part]
+        first = tuple(d._replace(part=d.part[2], role="batch" if view.product else "") for d in mine)
+        gone = tuple(d for d in view.gone if d not in mine)
         views.append(view.replace(axes=(first, *view.axes), gone=gone))
     return Value(value.dep, tuple(views))
 

@@ -229,7 +229,7 @@ _MAPPED: list[tuple[Callable[[Any], Any], Callable[[Any], Any]]] = [
     (lambda w: jnp.clip(w, -1, 1), lambda w: np.clip(w, -1, 1)),
     (lambda w: jnp.where(jnp.abs(w) < 1, w, 0.0), lambda w: np.where(np.abs(w) < 1, w, 0.0)),
     (lambda w: w * jnp.abs(w), lambda w: w * np.abs(w)),
-    (lambda w: w / jnp.max(jnp.abs(w)), lambda w: w / np.max(np.abs(w))),
+    (lambda w: w / (0.1 + jnp.max(jnp.abs(w))), lambda w: w / (0.1 + np.max(np.abs(w)))),
 ]
 
 
