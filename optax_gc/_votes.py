@@ -49,7 +49,8 @@ def judge(uses: list[View], shape: tuple[int, ...]) -> Vote:
             return vote("alone", reason=f"slices of it are added up (axis {axis})")
         if role == "batch" and len(uses) > 1 and len(parts) > 1 and not _joined(uses, axis):
             kinds = {part[0] for part in parts if part is not None}
-            if kinds != {"step", "earlier"} and not _one_each(uses, parts, size):
+            looped = kinds == {"step", "earlier"} and all(part[2:] in ((), (None,)) for part in parts if part)
+            if not looped and not _one_each(uses, parts, size):
                 return vote("alone", reason=f"slices of it are added up (axis {axis})")
             role = "in"
         elif role == "in" and parts != {None} and not _cover(parts, size):
