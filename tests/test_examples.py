@@ -157,8 +157,9 @@ def test_the_linen_loop_learns(tmp_path):
     assert float(re.fullmatch(r"test accuracy (\d\.\d+)\n", done.stdout)[1]) > 0.9
 
 
-def test_the_code_of_the_readme_runs():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))])
+def test_the_code_of_a_page_runs(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert blocks
     namespace: dict = {}
