@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from optax_gc._axes import ParamAxes, PyTree, WeightAxes, named_leaves
 from optax_gc._rules import RULES, unknown
 from optax_gc._values import CONST, DATA, PLAIN, WEIGHT, Value, View, is_dynamic, stored
-from optax_gc._votes import BACKWARD, Vote, decide, judge
+from optax_gc._votes import BACKWARD, NO_GRADIENT, WITH_CONSTANT, WITH_DATA, Vote, decide, judge
 
 
 def infer_axes(fn: Callable[..., Any], params: PyTree, *args: Any, **kwargs: Any) -> ParamAxes:
@@ -176,14 +176,13 @@ class _Walk:
         return getattr(jaxpr, "jaxpr", jaxpr).invars
 
     def tier(self, view: View, weak: bool = False) -> int:
-        """Ranks a use: with data, with a constant, without a gradient, or in a backward pass inside fn.
-
-        Only the uses of the first rank that a parameter has are asked for its axes. A backward pass
-        contracts the outputs of a weight, so what it says is never asked.
-        """
+        """Ranks a use. Only the uses of the first rank that a parameter has are asked for its axes."""
         if self._backward:
             return BACKWARD
-        return 2 if view.stopped or not self._live else int(weak)
+        if view.stopped or not self._live:
+            return NO_GRADIENT
+        # Without arguments the data are constants.
+        return WITH_CONSTANT if weak and self.captured == CONST else WITH_DATA
 
     def fresh(self, view: View) -> bool:
         """Whether the view is of given positions of the weight, not of those that an index picks."""

@@ -592,7 +592,9 @@ def _restacked(value: Value, part: Any) -> Value:
     views = []
     for view in value.views:
         mine = [d for d in view.gone if isinstance(d.part, tuple) and d.part[:2] == part]
-        first = tuple(d._replace(part=d.part[2], role="batch" if view.product else "") for d in mine)
+        first = tuple(
+            d._replace(part=d.part[2] if d.part else None, role="batch" if view.product else "") for d in mine
+        )
         gone = tuple(d for d in view.gone if d not in mine)
         views.append(view.replace(axes=(first, *view.axes), gone=gone))
     return Value(value.dep, tuple(views))

@@ -11,7 +11,11 @@ from typing import Any
 from optax_gc._axes import WeightAxes
 from optax_gc._values import Digit, View, is_dynamic, size_of
 
-BACKWARD = 3
+WITH_DATA, WITH_CONSTANT, NO_GRADIENT, BACKWARD = range(4)
+
+# A constant may be the input of a weight, or a fixed transform that makes the weight out of a parameter. A backward
+# pass contracts the outputs of a weight. Neither says what the inputs are.
+_NO_WORD = {WITH_CONSTANT: "only multiplied by a constant", BACKWARD: "only used in a backward pass"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +120,8 @@ def decide(
     if not telling:
         return None, "only used through a summary" if votes else unused
     tier = min(vote.tier for vote in telling)
-    if tier == BACKWARD:
-        return None, f"only used in a backward pass{where(telling[0].eqn)}"
+    if tier in _NO_WORD:
+        return None, f"{_NO_WORD[tier]}{where(next(vote.eqn for vote in telling if vote.tier == tier))}"
     votes = [vote for vote in telling if vote.tier == tier]
     uses = [vote for vote in votes if vote.axes is not None]
     alone = [vote for vote in votes if vote.axes is None]

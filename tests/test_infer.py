@@ -120,6 +120,36 @@ def test_an_operation_that_nobody_knows_leaves_its_weights_alone_and_the_others_
         assert "unknown operation unheard_of" in plan.why["a"]
 
 
+CONSTANT = np.arange(49, dtype=np.float32).reshape(7, 7)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda w, x: x @ (w @ CONSTANT),
+        lambda w, x: x @ jnp.tanh(w @ CONSTANT),
+        lambda w, x: x @ jnp.roll(w @ CONSTANT, 1, 1),
+        lambda w, x: (x[:, :, None] * (w @ CONSTANT)).sum(1),
+        lambda w, x: x @ (CONSTANT[:5, :5] @ w),
+        lambda w, x: jnp.tanh(CONSTANT[:, :5] @ w).sum() * x,
+    ],
+)
+def test_what_only_a_constant_meets_has_no_inputs_that_could_be_wrong(use):
+    plan = infer_axes(use, spec(5, 7), spec(2, 5))
+    assert plan[""] is None or plan[""].in_axes == (0,)
+
+
+def test_a_constant_start_of_a_loop_does_not_matter():
+    def fn(params, xs):
+        h = jnp.zeros((2, 4))
+        for x in xs:
+            h = jnp.tanh(x @ params["i"] + h @ params["h"])
+        return h
+
+    plan = infer_axes(fn, {"i": spec(3, 4), "h": spec(4, 4)}, spec(6, 2, 3))
+    assert plan["h"] == plan["i"] == WeightAxes((0,), (1,))
+
+
 def test_params_without_arrays_are_refused():
     with pytest.raises(ValueError, match=r"params has no arrays: found dict.*variables\['params'\]"):
         infer_axes(lambda p, x: x, {"layers": None}, spec(3))
