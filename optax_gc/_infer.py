@@ -175,14 +175,14 @@ class _Walk:
     def invars(self, jaxpr: Any) -> list[Any]:
         return getattr(jaxpr, "jaxpr", jaxpr).invars
 
-    def tier(self, view: View, weak: bool = False) -> int:
+    def tier(self, view: View, constant: bool = False) -> int:
         """Ranks a use. Only the uses of the first rank that a parameter has are asked for its axes."""
         if self._backward:
             return BACKWARD
         if view.stopped or not self._live:
             return NO_GRADIENT
         # Without arguments the data are constants.
-        return WITH_CONSTANT if weak and self.captured == CONST else WITH_DATA
+        return WITH_CONSTANT if constant and self.captured == CONST else WITH_DATA
 
     def fresh(self, view: View) -> bool:
         """Whether the view is of given positions of the weight, not of those that an index picks."""
@@ -197,7 +197,7 @@ class _Walk:
 
     def used(self, view: View) -> list[View]:
         """Counts a use at once, unless a later sum could still add to the inputs of its units."""
-        if view.weak or view.parts or view.has("batch", "mixed"):
+        if view.parts or view.has("batch", "mixed"):
             return [view]
         self.close([view], None, "")
         return []

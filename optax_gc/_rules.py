@@ -400,13 +400,12 @@ def _contraction(walk: Any, eqn: Any, ins: Sequence[Value], contract: Any, batch
     ]
     views: list[View] = []
     for k, value in enumerate(ins):
-        other, ended, refused = ins[1 - k], [], []
+        other, ended = ins[1 - k], []
         for view in value.views:
             view = _unscaled(view, contract[k]) if other.dep == DATA else view
             contracted = tuple(d for i in contract[k] for d in view.axes[i])
             if view.product:
-                unclear = view.weak and other.dep == DATA and any(d.axis is not None or d.role for d in contracted)
-                (refused if unclear else ended).append(view)
+                ended.append(view)
                 continue
             if not walk.fresh(view) and value.dep == DATA and other.dep < DATA:
                 walk.close([view], eqn, "")
@@ -427,13 +426,11 @@ def _contraction(walk: Any, eqn: Any, ins: Sequence[Value], contract: Any, batch
                 + take(contracted, "in")
                 + take(tuple(d for i in groups[k] for d in view.axes[i]), "batch"),
                 product=True,
-                weak=other.dep == CONST,
-                tier=walk.tier(view, weak=other.dep == CONST),
+                tier=walk.tier(view, constant=other.dep == CONST),
                 eqn=eqn,
             )
             views.extend(walk.used(used))
         walk.close(ended, eqn, "")
-        walk.close(refused, eqn, _UNCLEAR, refuse=True)
     if _dep(ins) == WEIGHT and all(value.dep == WEIGHT for value in ins):
         return [Value(WEIGHT, merge(views))]
     tangled = [v for v in views if not v.product]
@@ -448,10 +445,6 @@ def _unscaled(view: View, contracted: Sequence[int]) -> View:
         return view
     axes = tuple(tuple(d._replace(role="") for d in digits) for digits in view.axes)
     return view.replace(axes=axes, product=False)
-
-
-# A constant times W times data: is the constant the input of W, or part of how the weight is made?
-_UNCLEAR = "multiplied by a constant before it meets the data"
 
 
 def _spread(view: View, free: list[int], shape: tuple[int, ...]) -> bool:
@@ -478,8 +471,7 @@ def conv_general_dilated(walk: Any, eqn: Any, ins: Sequence[Value]) -> Sequence[
     for view in rhs.views:
         view = _unscaled(view, in_dims) if lhs.dep == DATA else view
         if view.product:
-            unclear = view.weak and lhs.dep == DATA and any(view.axes[i] for i in in_dims)
-            walk.close([view], eqn, _UNCLEAR if unclear else "", refuse=unclear)
+            walk.close([view], eqn, "")
             continue
         if lhs.dep == WEIGHT:
             walk.close([view], eqn, "convolved with another parameter")
@@ -491,9 +483,8 @@ def conv_general_dilated(walk: Any, eqn: Any, ins: Sequence[Value]) -> Sequence[
             axes=tuple(axes),
             gone=view.gone + take(tuple(d for i in in_dims for d in view.axes[i]), "in"),
             product=True,
-            weak=lhs.dep == CONST,
             op="conv",
-            tier=walk.tier(view, weak=lhs.dep == CONST),
+            tier=walk.tier(view, constant=lhs.dep == CONST),
             eqn=eqn,
         )
         views.extend(walk.used(used))

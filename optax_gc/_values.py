@@ -64,7 +64,6 @@ class View:
     axes: tuple[Digits, ...]
     gone: Digits = ()
     product: bool = False  # multiplied with data, and linear in the parameter ever since
-    weak: bool = False  # multiplied with a constant, which may be data or a fixed transform of the weight
     stopped: bool = False  # behind a stop_gradient
     op: str = "dot"
     tier: int = 0

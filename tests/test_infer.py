@@ -139,6 +139,41 @@ def test_what_only_a_constant_meets_has_no_inputs_that_could_be_wrong(use):
     assert plan[""] is None or plan[""].in_axes == (0,)
 
 
+def test_without_arguments_the_data_are_what_fn_closes_over():
+    tokens = jnp.arange(6).reshape(2, 3)
+
+    def fn(params):
+        return jax.nn.relu(params["table"][tokens] @ params["w"]) @ params["out"]
+
+    plan = infer_axes(fn, {"table": spec(9, 4), "w": spec(4, 5), "out": spec(5, 2)})
+    assert plan["table"] is None
+    assert plan["w"] == plan["out"] == WeightAxes((0,), (1,))
+
+
+def test_a_backward_pass_is_not_asked():
+    @jax.custom_vjp
+    def through(x, w):
+        return x
+
+    through.defvjp(lambda x, w: (x, w), lambda w, g: (g @ w, jnp.zeros_like(w)))
+    plan = infer_axes(lambda w, x: jax.grad(lambda x: through(x, w).sum())(x), spec(4, 4), spec(2, 4))
+    assert plan[""] is None
+    assert "backward pass" in plan.why[""]
+
+
+def test_a_stop_gradient_inside_a_custom_gradient_stops_nothing():
+    @jax.custom_vjp
+    def quantised(w):
+        return jax.lax.stop_gradient(jnp.round(w))
+
+    quantised.defvjp(lambda w: (quantised(w), None), lambda _, g: (g,))
+
+    def fn(w, x):
+        return (x @ quantised(w)).sum() + jax.lax.stop_gradient(x @ w.T).sum()
+
+    assert infer_axes(fn, spec(4, 4), spec(2, 4))[""] == WeightAxes((0,), (1,))
+
+
 def test_a_constant_start_of_a_loop_does_not_matter():
     def fn(params, xs):
         h = jnp.zeros((2, 4))
