@@ -185,6 +185,16 @@ def test_a_constant_start_of_a_loop_does_not_matter():
     assert plan["h"] == plan["i"] == WeightAxes((0,), (1,))
 
 
+def test_a_scale_per_unit_that_is_data_does_not_hide_the_weight():
+    plan = infer_axes(lambda w, scale, x: x @ (w * scale), spec(5, 7), spec(7), spec(2, 5))
+    assert plan[""] == WeightAxes((0,), (1,))
+
+
+def test_a_norm_scale_before_a_product_of_data_is_no_weight():
+    plan = infer_axes(lambda scale, q, k: (q * scale) @ k.T, spec(5), spec(2, 5), spec(3, 5))
+    assert plan[""] is None
+
+
 def test_params_without_arrays_are_refused():
     with pytest.raises(ValueError, match=r"params has no arrays: found dict.*variables\['params'\]"):
         infer_axes(lambda p, x: x, {"layers": None}, spec(3))
