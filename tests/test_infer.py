@@ -190,8 +190,9 @@ def test_a_scale_per_unit_that_is_data_does_not_hide_the_weight():
     assert plan[""] == WeightAxes((0,), (1,))
 
 
-def test_a_norm_scale_before_a_product_of_data_is_no_weight():
-    plan = infer_axes(lambda scale, q, k: (q * scale) @ k.T, spec(5), spec(2, 5), spec(3, 5))
+@pytest.mark.parametrize("shape", [(5,), (2, 5)])
+def test_a_norm_scale_before_a_product_of_data_is_no_weight(shape):
+    plan = infer_axes(lambda scale, q, k: (q * scale) @ k.T, spec(*shape), spec(2, 5), spec(3, 5))
     assert plan[""] is None
 
 
