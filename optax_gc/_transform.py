@@ -197,8 +197,10 @@ def _widen(gradient: jax.Array) -> jax.Array:
 
 
 def _centralize(gradient: jax.Array, in_axes: tuple[int, ...], mesh_axes: tuple[Hashable, ...]) -> jax.Array:
-    wide = _widen(gradient)
-    mean = jnp.mean(wide, in_axes, keepdims=True)
+    # Without the barrier XLA for CPU stores the widened array, twice the gradient's size, for both of its readers;
+    # behind it the sum widens as it reads.
+    summed = gradient if gradient.dtype.itemsize >= 4 else jax.lax.optimization_barrier(gradient)
+    mean = jnp.mean(_widen(summed), in_axes, keepdims=True)
     if mesh_axes:
         mean = jax.lax.pmean(mean, mesh_axes)
-    return (wide - mean).astype(gradient.dtype)
+    return (_widen(gradient) - mean).astype(gradient.dtype)
