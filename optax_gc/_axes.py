@@ -45,7 +45,7 @@ class WeightAxes:
       TypeError: if an axis is not an int.
       ValueError: if an axis is repeated or has two roles, or `op` is neither of the two.
 
-    Example:
+    Examples:
       >>> from optax_gc import WeightAxes
       >>> WeightAxes(in_axes=(0, 1, 2), out_axes=(3,), op="conv")  # Flax nn.Conv
       WeightAxes(in_axes=(0, 1, 2), out_axes=(3,), batch_axes=(), op='conv')
@@ -159,7 +159,7 @@ class ParamAxes(Mapping[str, WeightAxes | None]):
       why: path to a sentence that says how the axes were found.
       treedef: structure of the params, for `tree`.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, optax_gc
       >>> plan = optax_gc.layout_axes({"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}})
       >>> plan["dense/kernel"]
@@ -201,7 +201,7 @@ class ParamAxes(Mapping[str, WeightAxes | None]):
     def tree(self) -> PyTree:
         """The axes as a pytree like the params: `WeightAxes` or `None` at the leaves.
 
-        Example:
+        Examples:
           >>> import jax.numpy as jnp, optax_gc
           >>> optax_gc.layout_axes({"w": jnp.ones((3, 2)), "b": jnp.ones(2)}).tree
           {'b': None, 'w': WeightAxes(in_axes=(0,), out_axes=(1,), batch_axes=(), op='dot')}
@@ -226,7 +226,7 @@ class ParamAxes(Mapping[str, WeightAxes | None]):
           A function from a params tree to such a tree. It looks leaves up by path, so it fits the
           params wrapped in NNX variables (`init`) and the bare ones (`update`).
 
-        Example:
+        Examples:
           >>> import jax.numpy as jnp, optax, optax_gc
           >>> params = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}
           >>> plan = optax_gc.layout_axes(params)

@@ -41,7 +41,7 @@ def infer_axes(fn: Callable[..., Any], params: PyTree, *args: Any, **kwargs: Any
       ValueError: if `params` has no arrays, `fn` cannot be traced, or nothing that `fn` returns depends on
         the params.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp, optax_gc
       >>> def model(params, x):
       ...     return jax.nn.relu(x @ params["w"] + params["b"]) @ params["out"].T

@@ -40,7 +40,7 @@ def layout_axes(params: PyTree, output_axis: int = -1) -> ParamAxes:
       UserWarning: if shape and name cannot tell: a leaf of rank 3 is a 1-D convolution or a stack of
         matrices, one of rank 5 a 3-D convolution or a stack of 2-D ones.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, optax_gc
       >>> optax_gc.layout_axes({"conv": {"kernel": jnp.ones((3, 3, 8, 16))}})["conv/kernel"]
       WeightAxes(in_axes=(0, 1, 2), out_axes=(3,), batch_axes=(), op='conv')

@@ -22,13 +22,11 @@ def centralize_gradients(
     conv_only: bool = False,
     specs: PyTree = None,
 ) -> optax.GradientTransformation:
-    r"""Gradient Centralization: removes from each gradient its mean over the inputs of each unit.
+    """Gradient Centralization: removes from each gradient its mean over the inputs of each unit.
 
-    For the weight vector :math:`w_i` of one output unit with :math:`M` inputs,
+    The gradient g of the weights of one output unit with M inputs becomes
 
-    .. math::
-      \Phi_{GC}(\nabla_{w_i} L) = \nabla_{w_i} L - \mu_{\nabla_{w_i} L}
-      = (I - e e^T) \nabla_{w_i} L, \qquad e = 1 / \sqrt{M}
+        g − mean(g) = (I − e eᵀ) g,    e = (1, …, 1) / √M
 
     (equations 1 and 2 of the paper). Put it before the optimizer to centralize the gradient, which
     is the paper's method, or after it to centralize the whole step. It is stateless.
@@ -64,10 +62,10 @@ def centralize_gradients(
         axis that does not exist.
 
     References:
-      Yong et al, `Gradient Centralization: A New Optimization Technique for Deep Neural Networks
-      <https://arxiv.org/abs/2004.01461>`_, ECCV 2020
+      Yong et al., "Gradient Centralization: A New Optimization Technique for Deep Neural Networks",
+      ECCV 2020, <https://arxiv.org/abs/2004.01461>
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, optax, optax_gc
       >>> optimizer = optax.chain(optax_gc.gc(), optax.sgd(1.0))
       >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
@@ -122,10 +120,10 @@ def centralize_gradients(
 
 
 def removed_fraction(updates: PyTree, axes: ParamAxes | PyTree | None = None) -> PyTree:
-    r"""Share of each gradient's squared norm that Gradient Centralization removes.
+    """Share of each gradient's squared norm that Gradient Centralization removes.
 
-    That is :math:`\|g - \Phi_{GC}(g)\|^2 / \|g\|^2`, which by Pythagoras is also
-    :math:`1 - \|\Phi_{GC}(g)\|^2 / \|g\|^2`: 0 where GC changes nothing, 1 where it removes all.
+    That is ‖g − gc(g)‖² / ‖g‖², which by Pythagoras is also 1 − ‖gc(g)‖² / ‖g‖²: 0 where GC changes
+    nothing, 1 where it removes all.
     It takes each leaf for a whole weight, so it is no use inside `shard_map` and `pmap`.
 
     Args:
@@ -139,7 +137,7 @@ def removed_fraction(updates: PyTree, axes: ParamAxes | PyTree | None = None) ->
     Raises:
       TypeError, ValueError: as `centralize_gradients`.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, optax_gc
       >>> share = optax_gc.removed_fraction({"w": jnp.array([[1., 1.], [1., -1.]]), "b": jnp.ones(2)})
       >>> print(share["w"], share["b"])
