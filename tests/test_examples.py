@@ -157,11 +157,18 @@ def test_the_linen_loop_learns(tmp_path):
     assert float(re.fullmatch(r"test accuracy (\d\.\d+)\n", done.stdout)[1]) > 0.9
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))])
-def test_the_code_of_a_page_runs(page):
-    text = (ROOT / page).read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    assert blocks
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```(?:\n+```text\n(.*?)^```)?", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if BLOCK.search(page.read_text("utf-8"))], ids=lambda p: p.name
+)
+def test_the_code_of_a_page_runs(page, monkeypatch, capsys):
+    """A text block right behind a python block is what that one prints."""
+    monkeypatch.setenv("COLUMNS", "80")
     namespace: dict = {}
-    for block in blocks:
-        exec(block, namespace)
+    for code, printed in BLOCK.findall(page.read_text("utf-8")):
+        exec(compile(code, "model.py", "exec", dont_inherit=True), namespace)
+        shown = capsys.readouterr().out
+        assert not printed or shown == printed
