@@ -103,7 +103,7 @@ def fill(axes, group: np.ndarray, case: Case) -> None:
         y = top * (size[case.places[1]] + 0.3) + row
         x = left * (size[case.places[3]] + 0.3) + column
         axes.add_patch(Rectangle((x, y), 0.94, 0.94, color=COLOURS[number], linewidth=0, clip_on=False))
-        axes.text(x + 0.47, y + 0.5, chr(ord("a") + number), ha="center", va="center", color="#1f2328", fontsize=10)
+        axes.text(x + 0.47, y + 0.5, chr(ord("a") + number), ha="center", va="center", color="#1f2328", fontsize=12)
 
 
 def draw(found: list[dict[str, np.ndarray]], theme: Theme) -> Figure:
@@ -117,10 +117,10 @@ def draw(found: list[dict[str, np.ndarray]], theme: Theme) -> Figure:
         figure.text(x / width, 1 - y / height, words, va="center", **style)
 
     for column, label in enumerate(found[0]):
-        write(0.3 + column * across, 0.8, label, family="monospace", weight="bold", fontsize=11)
+        write(0.3 + column * across, 0.8, label, family="monospace", weight="bold", fontsize=13)
     y = 1.3
     for case, down, by_label in zip(CASES, downs, found, strict=True):
-        write(0.3, y + 0.65, f"{case.title} ({', '.join(case.names)})", color=theme.faint)
+        write(0.3, y + 0.65, f"{case.title} ({', '.join(case.names)})", color=theme.faint, fontsize=13)
         y += title
         for column, group in enumerate(by_label.values()):
             left = 0.3 + column * across
@@ -130,7 +130,7 @@ def draw(found: list[dict[str, np.ndarray]], theme: Theme) -> Figure:
             fill(axes, group, case)
             along = averaged(group, case.names)
             mark, colour = ("✓", theme.right) if along == case.fan_in else ("✗", theme.wrong)
-            write(left, y + down + 0.55, f"{mark} mean over {', '.join(along)}", color=colour)
+            write(left, y + down + 0.55, f"{mark} mean over {', '.join(along)}", color=colour, fontsize=13)
         y += down + below
     return figure
 
