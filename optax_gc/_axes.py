@@ -177,8 +177,8 @@ class ParamAxes(Mapping[str, WeightAxes | None]):
         treedef: PyTreeDef | None = None,
     ):
         self._axes = dict(axes)
-        self.shapes = dict(shapes or {})
-        self.why = dict(why or {})
+        self.shapes: dict[str, tuple[int, ...]] = dict(shapes or {})
+        self.why: dict[str, str] = dict(why or {})
         self._treedef = treedef
         for name, value in self._axes.items():
             if value is None:
