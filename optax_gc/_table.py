@@ -20,21 +20,34 @@ if TYPE_CHECKING:
 
 _HTML = '<pre style="white-space:pre;overflow-x:auto;line-height:1.3;font-family:monospace">{code}</pre>'
 _HEADINGS = ("leaf", "shape", "mean over", "kept", "batch", "why")
-_INDENT = (0, 0, 0, 2)
+_INDENT = 2
+_GAP = 2
+# What may be folded, the leaf and the sentence, is folded to no less than this.
+_FOLDED = 16
 
 
 def as_text(plan: ParamAxes) -> str:
     """Renders the table as wide as the terminal, or 80 columns where there is none."""
     out = io.StringIO()
-    Console(file=out, width=Console().width).print(_render(plan))
+    write(plan, Console(file=out, width=Console().width))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
 def as_html(plan: ParamAxes) -> str:
     """Renders the table for a notebook."""
     console = Console(file=io.StringIO(), width=110, record=True, force_jupyter=False)
-    console.print(_render(plan))
+    write(plan, console)
     return console.export_html(inline_styles=True, code_format=_HTML)
+
+
+def write(plan: ParamAxes, console: Console) -> None:
+    """Prints the table, wider than the console where a number or a path would be cut otherwise."""
+    modules = _modules(plan)
+    rows = [row for of_module in modules.values() for row in of_module]
+    widest = [max(len(cell) for cell in column) for column in zip(_HEADINGS, *(row.cells for row in rows), strict=True)]
+    widths = _fit(widest, console.width)
+    console.width = max(console.width, _total(widths))
+    console.print(_render(plan, modules, widths), crop=False)
 
 
 class _Row(NamedTuple):
@@ -42,28 +55,36 @@ class _Row(NamedTuple):
     alone: bool
 
 
-def _render(plan: ParamAxes) -> Group:
-    modules = _modules(plan)
-    rows = [row for of_module in modules.values() for row in of_module]
-    widths = [max(len(cell) for cell in column) for column in zip(_HEADINGS, *(row.cells for row in rows), strict=True)]
-    parts: list = [Padding(_columns(widths, header=True), _INDENT), Rule(style="dim")]
+def _total(widths: list[int]) -> int:
+    return _INDENT + sum(widths) + _GAP * (len(widths) - 1)
+
+
+def _fit(widest: list[int], width: int) -> list[int]:
+    leaf, *numbers, why = widest
+    rest = _total([0, *numbers, 0])
+    leaf = min(leaf, max(width - rest - min(why, _FOLDED), _FOLDED))
+    return [leaf, *numbers, min(why, max(width - rest - leaf, _FOLDED))]
+
+
+def _render(plan: ParamAxes, modules: dict[str, list[_Row]], widths: list[int]) -> Group:
+    parts: list = [Padding(_columns(widths, header=True), (0, 0, 0, _INDENT)), Rule(style="dim")]
     for module, of_module in sorted(modules.items(), key=lambda item: item[0] != ""):
         table = _columns(widths, header=False)
         for row in of_module:
             table.add_row(*row.cells, style="dim" if row.alone else "")
         if module:
-            parts.append(Text(module, style="bold", overflow="fold"))
-        parts.append(Padding(table, _INDENT))
-    return Group(*parts, Rule(style="dim"), Text(_summary(plan)))
+            # Whole, so that it can be searched for and copied.
+            parts.append(Text(module, style="bold", no_wrap=True, overflow="ignore"))
+        parts.append(Padding(table, (0, 0, 0, _INDENT)))
+    return Group(*parts, Rule(style="dim"), Text(_summary(plan), no_wrap=True, overflow="ignore"))
 
 
 def _columns(widths: list[int], header: bool) -> Table:
-    table = Table(box=None, show_header=header, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, show_header=header, pad_edge=False, padding=(0, _GAP, 0, 0))
     for heading, width in zip(_HEADINGS[:-1], widths, strict=False):
         numbers = heading in ("mean over", "kept", "batch")
-        table.add_column(heading, justify="right" if numbers else "left", width=width)
-    # The sentence gives way where the terminal is narrow; what it explains does not.
-    table.add_column(_HEADINGS[-1], overflow="fold", min_width=12, max_width=widths[-1])
+        table.add_column(heading, justify="right" if numbers else "left", width=width, overflow="fold")
+    table.add_column(_HEADINGS[-1], max_width=widths[-1], overflow="fold")
     return table
 
 

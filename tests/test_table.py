@@ -36,6 +36,30 @@ def test_the_table_is_no_wider_than_the_terminal(plan, width):
     assert max(map(len, str(plan).splitlines())) <= width
 
 
+@pytest.mark.parametrize("columns", ["10", "40", "80"])
+def test_no_number_and_no_path_is_cut_or_broken_in_a_narrow_terminal(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    module = "/".join(["a_module_with_a_long_name"] * 4)
+    why = {f"{module}/kernel": "dot_general at a_file_with_a_long_name.py:7"}
+    axes = {f"{module}/kernel": WeightAxes((1, 2), (3, 4), (0,))}
+    plan = ParamAxes(axes, shapes={f"{module}/kernel": (128, 1024, 16, 2048, 64)}, why=why)
+    for text in (str(plan), re.sub(r"<[^>]+>", "", plan._repr_html_())):
+        assert re.search(rf"^{module}\s*$", text, re.MULTILINE)
+        assert re.search(r"kernel +128x1024x16x2048x64 +1,2 +3,4 +0 +dot_general at", text)
+        assert "…" not in text
+        assert "weights: 1 (274,877,906,944 elements)" in text
+
+
+def test_a_leaf_with_a_long_name_is_folded_and_the_rest_stays_in_line(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    name = "layers.attention.multi_head.query_projection.weight"
+    lines = str(layout_axes({name: jnp.ones((1024, 1024))})).splitlines()
+    folded = [line.split() for line in lines[2:-2]]
+    assert max(map(len, lines)) <= 80
+    assert "".join(part[0] for part in folded) == name
+    assert folded[0][1:4] == ["1024x1024", "0", "1"]
+
+
 def test_layers_that_differ_in_their_number_share_a_row(plan, width):
     text = str(plan)
     assert "a_block_with_a_long_name_{0..11}/attention_of_this_block" in text

@@ -33,7 +33,7 @@ def main(folder: Path = Path(__file__).parent) -> None:
     plan = infer_axes(lambda params, images: model.apply({"params": params}, images), params, images)
     for theme in (LIGHT, DARK):
         console = Console(file=io.StringIO(), width=94, record=True, force_terminal=True, color_system="truecolor")
-        console.print(_table._render(plan))
+        _table.write(plan, console)
         paper, ink = (tuple(Color.parse(colour).get_truecolor()) for colour in (theme.paper, theme.ink))
         text = console.export_svg(
             theme=TerminalTheme(paper, ink, [ink] * 8),
