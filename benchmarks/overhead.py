@@ -1,18 +1,22 @@
-"""What gc() adds to an optimizer step: time beside the bare step, beside its floor by memory traffic.
+"""What gc() adds: to an optimizer step, beside its floor by memory traffic; to a whole training step; to compiling.
 
     python benchmarks/overhead.py --out benchmarks/overhead.md
 
-The arms are one jitted, donated optimizer step each, run in turn in one process; a ratio is the median
-over rounds of an arm's time by the bare arm's in the same round. The floor counts arrays moved: Adam reads
-the gradient, two moments and the parameter and writes three of them, seven in all, and a mean over the
-gradient reads it once more.
+The arms are jitted, donated steps, run in one process in a new random order each round; a ratio is the median over
+rounds of an arm's time by the bare arm's in the same round. The bare arm runs twice a round, so that its ratio to
+itself shows the noise. The floor counts arrays moved: Adam reads the gradient, two moments and the parameter and
+writes three of them, seven in all, and a mean over the gradient reads it once more.
 """
 
 import argparse
+import collections
+import concurrent.futures
+import ctypes
 import functools
 import os
 import pathlib
 import platform
+import random
 import statistics
 import time
 
@@ -38,6 +42,19 @@ class ViT(nn.Module):
             x = x + nn.MultiHeadDotProductAttention(12)(nn.LayerNorm()(x))
             x = x + nn.Dense(768)(nn.gelu(nn.Dense(3072)(nn.LayerNorm()(x))))
         return nn.Dense(1000)(nn.LayerNorm()(x)[:, 0])
+
+
+class Transformer(nn.Module):
+    """A small decoder over bytes."""
+
+    @nn.compact
+    def __call__(self, tokens, width=384, depth=6):
+        x = nn.Embed(256, width)(tokens)
+        mask = nn.make_causal_mask(tokens)
+        for _ in range(depth):
+            x = x + nn.MultiHeadDotProductAttention(6)(nn.LayerNorm()(x), mask=mask)
+            x = x + nn.Dense(width)(nn.gelu(nn.Dense(4 * width)(nn.LayerNorm()(x))))
+        return nn.Dense(256)(nn.LayerNorm()(x))
 
 
 def _decoder(vocabulary, width, hidden, layers, stacked):
@@ -86,7 +103,7 @@ def _plan(params):
     return optax_gc.ParamAxes(axes)
 
 
-def _step(chain):
+def _optimizer_step(chain):
     def step(grads, state, params):
         updates, state = chain.update(grads, state, params)
         return optax.apply_updates(params, updates), state
@@ -94,95 +111,229 @@ def _step(chain):
     return jax.jit(step, donate_argnums=(1, 2))
 
 
-def measure(shapes, optimizer, dtype, seconds):
-    plan = _plan(shapes)
-    make = OPTIMIZERS[optimizer][0]
-    chains = {
+def _training_step(loss):
+    def of(chain):
+        def step(batch, state, params):
+            updates, state = chain.update(jax.grad(loss)(params, batch), state, params)
+            return optax.apply_updates(params, updates), state
+
+        return jax.jit(step, donate_argnums=(1, 2))
+
+    return of
+
+
+def _chains(make, plan):
+    return {
         "bare": make(),
         "gc()": optax.chain(optax_gc.gc(), make()),
         "gc(plan)": optax.chain(optax_gc.gc(plan), make()),
         "optax.centralize()": optax.chain(optax.centralize(), make()),
     }
-    key = jax.random.key(0)
-    grads = jax.tree.map(lambda s: jax.random.normal(key, s.shape, dtype), shapes)
-    args, steps, compile_s = {}, {}, {}
-    params = jax.tree.map(jnp.zeros_like, grads)
-    for name, chain in chains.items():
-        state = jax.jit(chain.init)(params)
-        start = time.perf_counter()
-        steps[name] = _step(chain).lower(grads, state, params).compile()
-        compile_s[name] = time.perf_counter() - start
-        # Every arm steps the same buffers: its state differs from the bare one's by empty tuples alone.
-        args[name] = jax.tree.structure(state)
+
+
+def _compile(step, fixed, chain, params):
+    lowered = step(chain).lower(fixed, jax.eval_shape(chain.init, params), params)
+    start = time.process_time()  # Compilers use several threads, and the noise of a shared machine is in the clock.
+    return lowered.compile(), time.process_time() - start
+
+
+def measure(chains, step, fixed, params, seconds):
+    """Returns each arm's times, a round a column; all arms step the same buffers."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        made = pool.map(lambda chain: _compile(step, fixed, chain, params)[0], chains.values())
+        steps = dict(zip(chains, made, strict=True))
+    steps["bare again"] = steps["bare"]
+    # The arms' states differ from the bare one's by empty tuples alone.
+    trees = {name: jax.tree.structure(jax.eval_shape(chain.init, params)) for name, chain in chains.items()}
+    trees["bare again"] = trees["bare"]
+    params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
     leaves = jax.tree.leaves(jax.jit(chains["bare"].init)(params))
-    times = {name: [] for name in chains}
-    stop = time.perf_counter() + seconds
-    while time.perf_counter() < stop or len(times["bare"]) < 7:
-        for name, step in steps.items():
-            state = jax.tree.unflatten(args[name], leaves)
+    times = {name: [] for name in steps}
+    order = random.Random(0)
+    stop = None
+    while stop is None or time.perf_counter() < stop or len(times["bare"]) < 9:
+        for name in order.sample(list(steps), len(steps)):
+            state = jax.tree.unflatten(trees[name], leaves)
             start = time.perf_counter()
-            params, state = jax.block_until_ready(step(grads, state, params))
+            params, state = jax.block_until_ready(steps[name](fixed, state, params))
             times[name].append(time.perf_counter() - start)
             leaves = jax.tree.leaves(state)
-    moved = sum(leaf.nbytes for leaf in jax.tree.leaves(grads))
-    ratios = {n: statistics.median(a / b for a, b in zip(t, times["bare"], strict=True)) for n, t in times.items()}
-    return (
-        ratios,
-        min(times["bare"]),
-        moved,
-        {n: c / compile_s["bare"] for n, c in compile_s.items()},
-        len(times["bare"]),
-    )
+        if stop is None:  # The first round touches the memory for the first time.
+            stop = time.perf_counter() + seconds
+            times = {name: [] for name in steps}
+    return times
 
 
-def copy_bandwidth(nbytes=2**28):
-    """Returns bytes per second of a copy that the compiler cannot avoid: one read and one write."""
+def _quartiles(times, arm):
+    return statistics.quantiles([a / b for a, b in zip(times[arm], times["bare"], strict=True)], n=4)
+
+
+def _ratio(times, arm, digits=2):
+    low, median, high = _quartiles(times, arm)
+    return f"{median:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
+
+
+def copy_bandwidth(nbytes=2**30):
+    """Returns bytes per second of the plainest update in place: one read and one write."""
     x = jnp.ones(nbytes // 4, jnp.float32)
-    copy = jax.jit(lambda x: x * 1.5)
-    copy(x).block_until_ready()
+    scale = jax.jit(lambda x: x * 1.5, donate_argnums=0)
     times = []
-    for _ in range(9):
+    for _ in range(20):
         start = time.perf_counter()
-        copy(x).block_until_ready()
+        x = scale(x).block_until_ready()
         times.append(time.perf_counter() - start)
     return 2 * nbytes / min(times)
 
 
+def _keep_freed_memory():
+    """Has glibc reuse freed pages: page faults for XLA's scratch would else outweigh what is measured."""
+    if platform.libc_ver()[0] == "glibc":
+        mmap_max, trim_threshold, arena_max = -4, -1, -8
+        for option, value in {mmap_max: 0, trim_threshold: -1, arena_max: 1}.items():
+            ctypes.CDLL(None).mallopt(option, value)
+
+
+ARMS = ["gc()", "gc(plan)", "optax.centralize()", "bare again"]
+
+
+def optimizer_steps(args, medians):
+    yield "| model | optimizer | dtype | bare ms | GB/s | floor | " + " | ".join(ARMS) + " | rounds |"
+    yield "|---|---|---|--:|--:|--:|" + "--:|" * (len(ARMS) + 1)
+    rows = [(m, d, o) for m in args.models for d in args.dtypes for o in args.optimizers]
+    for model, dtype, name in tqdm(rows):
+        shapes = MODELS[model]()
+        make, floor = OPTIMIZERS[name]
+        moved = sum(leaf.size for leaf in jax.tree.leaves(shapes)) * jnp.dtype(dtype).itemsize / (floor - 1)
+        if moved > 0.45 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+            yield f"| {model} | {name} | {dtype} | too large for this machine" + " |" * (len(ARMS) + 4)
+            continue
+        grads = jax.tree.map(lambda s, d=dtype: jax.random.normal(jax.random.key(0), s.shape, jnp.dtype(d)), shapes)
+        times = measure(_chains(make, _plan(shapes)), _optimizer_step, grads, grads, args.seconds)
+        for arm in ARMS:
+            medians[dtype, name].setdefault(arm, []).append(_quartiles(times, arm)[1])
+        bare = statistics.median(times["bare"])
+        shown = " | ".join(_ratio(times, arm) for arm in ARMS)
+        yield (
+            f"| {model} | {name} | {dtype} | {bare * 1e3:.1f} | {moved / bare / 1e9:.1f} | {floor:.2f} | {shown} | "
+            f"{len(times['bare'])} |"
+        )
+
+
+def over_models(medians):
+    """The median of the models' medians, and their range."""
+    yield "| dtype | optimizer | floor | " + " | ".join(ARMS) + " |"
+    yield "|---|---|--:|" + "--:|" * len(ARMS)
+    for (dtype, name), of in medians.items():
+        shown = " | ".join(f"{statistics.median(of[arm]):.2f} ({min(of[arm]):.2f}–{max(of[arm]):.2f})" for arm in ARMS)
+        yield f"| {dtype} | {name} | {OPTIMIZERS[name][1]:.2f} | {shown} |"
+
+
+def _resnet50_training(batch=8):
+    def forward(images, labels):
+        logits = hk.nets.ResNet50(1000)(images, is_training=True)
+        return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    model = hk.transform_with_state(forward)
+    data = jax.random.normal(jax.random.key(0), (batch, 224, 224, 3)), jnp.arange(batch)
+    params, state = jax.jit(model.init)(jax.random.key(0), *data)
+    return params, data, lambda params, data: model.apply(params, state, None, *data)[0]
+
+
+def _transformer_training(batch=8, length=256):
+    model = Transformer()
+    tokens = jax.random.randint(jax.random.key(0), (batch, length), 0, 256)
+    params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+
+    def loss(params, tokens):
+        logits = model.apply({"params": params}, tokens)[:, :-1]
+        return optax.losses.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
+
+    return params, tokens, loss
+
+
+TRAININGS = {
+    "ResNet-50, 8 images of 224 x 224, SGD, momentum": (_resnet50_training, "SGD, momentum"),
+    "transformer, 6 x 384, 8 x 256 tokens, AdamW": (_transformer_training, "AdamW"),
+}
+
+
+def training_steps(args):
+    yield (
+        "| training step | bare s | "
+        + " | ".join(ARMS)
+        + " | rounds | gc() by itself | compile s | compile with gc() |"
+    )
+    yield "|---|--:|" + "--:|" * (len(ARMS) + 4)
+    for title in tqdm(args.trainings):
+        make_training, optimizer = TRAININGS[title]
+        params, batch, loss = make_training()
+        chains = _chains(OPTIMIZERS[optimizer][0], optax_gc.infer_axes(loss, params, batch))
+        step = _training_step(loss)
+        times = measure(chains, step, batch, params, args.seconds * 30)
+        alone = measure(chains, _optimizer_step, params, params, args.seconds)
+        added = statistics.median(a - b for a, b in zip(alone["gc()"], alone["bare"], strict=True))
+        shown = " | ".join(_ratio(times, arm, 3) for arm in ARMS)
+        yield (
+            f"| {title} | {statistics.median(times['bare']):.2f} | {shown} | {len(times['bare'])} | "
+            f"{added * 1e3:.1f} ms, {added / statistics.median(times['bare']):.2%} |"
+        )
+
+
+def compile_times(args):
+    """The least of several: other processes can only add to it."""
+    arms = "bare", "gc()", "optax.centralize()"
+    yield "| training step | " + " | ".join(arms) + " |"
+    yield "|---|" + "--:|" * len(arms)
+    for title in tqdm(args.trainings):
+        make_training, optimizer = TRAININGS[title]
+        params, batch, loss = make_training()
+        chains = _chains(OPTIMIZERS[optimizer][0], optax_gc.ParamAxes({}))
+        step = _training_step(loss)
+        seconds = [[_compile(step, batch, chains[arm], params)[1] for arm in arms] for _ in range(args.compiles)]
+        bare, *others = (min(column) for column in zip(*seconds, strict=True))
+        yield f"| {title} | {bare:.1f} s | " + " | ".join(f"{other / bare:.2f}" for other in others) + " |"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=[m for m in MODELS if not m.endswith("1B")])
-    parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
-    parser.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
-    parser.add_argument("--seconds", type=float, default=6, help="time for each row (default: 6)")
-    parser.add_argument("--out", help="Markdown file to write")
+    parser.add_argument("--models", nargs="*", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--optimizers", nargs="*", choices=OPTIMIZERS, default=list(OPTIMIZERS))
+    parser.add_argument("--dtypes", nargs="*", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
+    parser.add_argument("--trainings", nargs="*", choices=TRAININGS, default=list(TRAININGS))
+    parser.add_argument("--compiles", type=int, default=7, help="how often each training step is compiled")
+    parser.add_argument("--seconds", type=float, default=5, help="time for a row (default: 5; training steps: 30 x)")
+    parser.add_argument("--out", type=pathlib.Path, help="Markdown file to write")
     args = parser.parse_args()
-    arms = ["gc()", "gc(plan)", "optax.centralize()"]
+    _keep_freed_memory()
     bandwidth = copy_bandwidth()
-    lines = [
-        "| model | optimizer | dtype | bare ms | of copy bandwidth | floor | " + " | ".join(f"`{a}`" for a in arms)
-        + " | compile `gc()` | rounds |",
-        "|---|---|---|--:|--:|--:|" + "--:|" * (len(arms) + 2),
-    ]  # fmt: skip
-    rows = [(m, o, d) for m in args.models for d in args.dtypes for o in args.optimizers]
-    for model, optimizer, dtype in tqdm(rows):
-        ratios, bare, moved, compile_ratio, rounds = measure(MODELS[model](), optimizer, jnp.dtype(dtype), args.seconds)
-        floor = OPTIMIZERS[optimizer][1]
-        traffic = moved / (floor - 1) / bare / bandwidth
-        shown = " | ".join(f"{ratios[arm]:.2f}" for arm in arms)
-        lines.append(
-            f"| {model} | {optimizer} | {dtype} | {bare * 1e3:.1f} | {traffic:.0%} | {floor:.2f} | {shown} | "
-            f"{compile_ratio['gc()']:.2f} | {rounds} |"
-        )
     device = jax.devices()[0]
-    note = (
+    lines = [
+        "# What gc() adds to a step",
+        "",
         f"jax {jax.__version__}, optax {optax.__version__}, Python {platform.python_version()}, {device.device_kind}, "
-        f"{os.cpu_count()} cores; copy bandwidth {bandwidth / 1e9:.1f} GB/s. Ratios are medians over the rounds of a "
-        "step's time by the bare step's in the same round."
-    )
-    text = "\n".join(lines)
-    print(note, text, sep="\n\n")
+        f"{os.cpu_count()} cores; `x * 1.5` in place moves {bandwidth / 1e9:.1f} GB/s. Cells: the median over rounds "
+        "of the time by the bare step's in the same round (quartiles). GB/s: the bytes that the bare step has to move, "
+        "by its median time. gc() by itself: what it adds to the optimizer step alone, and that as a share of the "
+        "training step. Compiling is measured in processor time, the least of several.",
+    ]
+    medians = collections.defaultdict(dict)
+    sections = {
+        "steps": optimizer_steps(args, medians),
+        "models": over_models(medians),
+        "trainings": training_steps(args),
+        "compile": compile_times(args),
+    }
+    for section, table in sections.items():
+        # The site shows each table by the name of its section.
+        lines += ["", f"<!-- --8<-- [start:{section}] -->", ""]
+        for line in table:
+            lines.append(line)
+            if args.out:
+                args.out.write_text("\n".join(lines) + "\n")
+        lines += ["", f"<!-- --8<-- [end:{section}] -->"]
     if args.out:
-        pathlib.Path(args.out).write_text(f"# What gc() adds to an optimizer step\n\n{note}\n\n{text}\n")
+        args.out.write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":
