@@ -45,7 +45,7 @@ class Shards:
         if self._specs is None:
             return [()] * len(shape)
         spec = self._find(name)
-        entries = list(spec or ())
+        entries: list[Any] = list(spec or ())
         if len(entries) > len(shape):
             raise ValueError(f"leaf {name!r} of shape {shape} has fewer axes than its spec {spec} has entries.")
         names = [entry if isinstance(entry, tuple) else (entry,) for entry in entries]
