@@ -50,9 +50,9 @@ READING = """\
 * In float32 the drift is what independent roundings give (`rms / expected` is near 1), far below the bound, and only
   a few millionths of what the weights move.
 * With params in bfloat16, `w + s` loses whatever is smaller than half an ulp of the weight. That is no random walk, the
-  same unit loses the same way for long, and in the end the sums wander nearly as they do without gc. The mean that gc
-  takes is not to blame: with params in float32 and gradients in bfloat16 the sums stay. As for the training itself, the
-  remedy is a float32 copy of the params.
+  same unit loses the same way for long, and in the end the sums have wandered about half as far as without gc. The mean
+  that gc takes is not to blame: with params in float32 and gradients in bfloat16 the sums stay. As for the training
+  itself, the remedy is a float32 copy of the params.
 * gc before Adam centralizes the gradient, not the step, so the sums are free; gc after it fixes them.
 """
 FORMULA = """\
@@ -76,7 +76,7 @@ order in `u`, and for a unit of `M` inputs, the sum of its weights after `T` ste
 
 `e^T w` is that sum over `sqrt(M)`, and so is its bound. The bound is for roundings that all push one way. If they are
 independent and uniform, one each for the sum and for the cast of what gc returns, the drift has a standard deviation
-of `expected`, the root of the sum of a third of their squares; below, `rms` is over all units.
+of `expected`, the root of the sum of a third of their squares; in the table, `rms` is over all units.
 """
 
 
