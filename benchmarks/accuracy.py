@@ -17,7 +17,6 @@ import argparse
 import dataclasses
 import functools
 import importlib.metadata
-import math
 import os
 import pathlib
 import platform
@@ -27,22 +26,21 @@ import time
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import pandas as pd
 import scipy.stats
+from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
 import optax_gc
 
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
-
 HERE = pathlib.Path(__file__).parent
 PICTURES = HERE.parent / "docs" / "figures" / "accuracy"
-sys.path.insert(0, str(HERE.parent / "examples"))
+sys.path[:0] = [str(HERE.parent / "examples"), str(PICTURES.parent)]
 import train_digits  # noqa: E402
+from themes import save  # noqa: E402
 
 NORMS = {
     "batch": lambda train: nn.BatchNorm(use_running_average=not train, momentum=0.9),
@@ -186,10 +184,11 @@ class Experiment:
 
 
 FASHION = Experiment("fashion_mnist", ConvNet((16, 32, 64), "batch", 10), images=10_000)
-CIFAR = Experiment("cifar100", ConvNet((24, 48, 96), "batch", 100), images=10_000)
+CIFAR = Experiment("cifar100", ConvNet((24, 48, 96), "batch", 100), epochs=20, augment=True)
 FASHION_GN, CIFAR_GN = (
     dataclasses.replace(e, model=dataclasses.replace(e.model, norm="group"), lr=0.05) for e in (FASHION, CIFAR)
 )
+CIFAR_FEW = dataclasses.replace(CIFAR_GN, images=10_000, epochs=12, augment=False)
 RESNET = Experiment("cifar100", ResNet18("batch", 100), epochs=200, augment=True)
 CHARACTERS = Experiment(
     "tinyshakespeare",
@@ -198,7 +197,7 @@ CHARACTERS = Experiment(
     "adam",
     lr=2e-3,
     weight_decay=0.0,
-    epochs=6,
+    epochs=30,
     steps=100,
     batch=16,
 )
@@ -214,15 +213,15 @@ EXPERIMENTS = {
     "fashion-bn-adam": dataclasses.replace(FASHION, arms=PLACEMENTS, optimizer="adam", lr=1e-3),
     "fashion-bn-adamw": dataclasses.replace(FASHION, arms=PLACEMENTS, optimizer="adamw", lr=1e-3, weight_decay=0.05),
     "cifar-bn": CIFAR,
-    "cifar-gn": CIFAR_GN,
-    "cifar-bn-adamw": dataclasses.replace(CIFAR, arms=PLACEMENTS, optimizer="adamw", lr=1e-3, weight_decay=0.05),
+    "cifar-gn": dataclasses.replace(CIFAR_GN, arms=("none", "before", "optax.centralize")),
+    "cifar-gn-few": CIFAR_FEW,
     "constraint-sgd-none": _decay("sgd", 0.1, 0.0),
     "constraint-sgd-l2": _decay("sgd", 0.1, 5e-3),
     "constraint-sgdw": _decay("sgdw", 0.1, 5e-3),
     "constraint-adam-l2": _decay("adam", 1e-3, 5e-3),
     "constraint-adamw": _decay("adamw", 1e-3, 0.5),
     "fine-tune-fashion": dataclasses.replace(FASHION_GN, arms=PLACEMENTS, fine_tune=True, images=1000, lr=0.02),
-    "fine-tune-cifar": dataclasses.replace(CIFAR_GN, arms=PLACEMENTS, fine_tune=True, images=5000, lr=0.02),
+    "fine-tune-cifar": dataclasses.replace(CIFAR_FEW, arms=PLACEMENTS, fine_tune=True, images=5000, lr=0.02),
     "characters": CHARACTERS,
     "hazard-decay": dataclasses.replace(FASHION, arms=PLACEMENTS, weight_decay=2e-2),
     "hazard-depthwise": dataclasses.replace(
@@ -432,7 +431,7 @@ class Training:
 def pretrained(experiment, folder, seeds):
     """Trains on the first half of the classes, without centralization, from all their images."""
     model = dataclasses.replace(experiment.model, classes=experiment.model.classes // 2)
-    data = Images(dataclasses.replace(experiment, lr=FASHION_GN.lr), folder, 0, 10_000)
+    data = Images(dataclasses.replace(experiment, lr=FASHION_GN.lr), folder, 0)
     training = Training(dataclasses.replace(experiment, lr=FASHION_GN.lr), model, data, "none", experiment.epochs)
     state = training.start(jax.vmap(jax.random.key)(jnp.array(seeds)))
     with tqdm(total=experiment.epochs, desc=f"pre-training, seeds {seeds}", unit="epoch", leave=False) as bar:
@@ -465,7 +464,7 @@ def train(experiment, folder, arm, seeds, bar):
     rows = []
     for epoch, metrics in training.run(state, seeds, experiment.epochs, bar):
         for i, seed in enumerate(seeds):
-            row = {name: float(f"{values[i]:.4g}") for name, values in metrics.items()}
+            row = {name: float(f"{values[i]:.6g}") for name, values in metrics.items()}
             rows.append(
                 {"arm": arm, "seed": seed, "epoch": epoch, **row} | (about if epoch == experiment.epochs else {})
             )
@@ -500,149 +499,242 @@ def run(names, folder, seeds, side_by_side, out):
                 file.write(rows.to_csv(index=False, header=file.tell() == 0))
 
 
-def interval(differences):
-    """Returns `mean [95 % interval]` of paired differences, by Student's t."""
-    if len(differences) < 2:
-        return ""
-    half = scipy.stats.sem(differences) * scipy.stats.t.ppf(0.975, len(differences) - 1)
-    mean = np.mean(differences)
-    return f"{mean:+.3g} [{mean - half:+.3g}, {mean + half:+.3g}]"
-
-
-def spread(values, digits=2):
-    return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else f"{values[0]}"
-
-
-def epochs_to(losses, target):
-    """Returns the first epoch of each seed whose training loss is at most the baseline's last one, if any."""
-    reached = [losses.columns[losses.loc[seed] <= target[seed]] for seed in losses.index]
-    return [found[0] if len(found) else math.nan for found in reached]
-
-
-def summary(name, frame):
-    """One row an arm: what the run ended with, and the differences from no centralization, paired by seed."""
-    experiment, last = EXPERIMENTS[name], frame[frame["epoch"] == EXPERIMENTS[name].epochs]
-    of = {arm: last[last["arm"] == arm].set_index("seed") for arm in experiment.arms if arm in set(last["arm"])}
-    test = "test loss" if experiment.data == "tinyshakespeare" else "test accuracy %"
-    rows = []
-    for arm, ours in of.items():
-        base = of["none"]
-        seeds = ours.index.intersection(base.index)
-        losses = frame[frame["arm"] == arm].pivot(index="seed", columns="epoch", values="loss").loc[seeds]
-        reached = epochs_to(losses, base["loss"])
-        finite = [epoch for epoch in reached if not math.isnan(epoch)]
-        row = {
-            "arm": arm,
-            "seeds": len(ours),
-            test: spread(ours["test"].to_numpy(), 3 if "loss" in test else 2),
-            "minus none [95 %]": "" if arm == "none" else interval((ours["test"] - base["test"]).dropna()),
-            "training loss": spread(ours["loss"].to_numpy(), 4),
-            "training loss minus none [95 %]": ""
-            if arm == "none"
-            else interval((ours["loss"] - base["loss"]).dropna()),
-            "epochs to none's last loss": f"{np.mean(finite):.1f} ({len(finite)} of {len(reached)})"
-            if finite
-            else "never",
-            "GC share": f"{frame[frame['arm'] == arm]['share'].mean():.3f}",
-            "drift": f"{ours['drift'].mean():.1e}",
-        }
-        if "unused rows" in ours:
-            row["unused rows"] = f"{ours['unused rows'].mean():.3f}"
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def smoothness(frames):
-    """Ratios to no centralization: the median over epochs in each seed, of these the median and the range."""
-    rows = []
-    for name, frame in frames.items():
-        table = frame.pivot(index=["seed", "epoch"], columns="arm")
-        for arm in (a for a in EXPERIMENTS[name].arms[1:] if a in set(frame["arm"])):
-            row = {"experiment": name, "arm": arm}
-            for column in ("gradient norm", "loss change", "gradient change"):
-                each = (table[column][arm] / table[column]["none"]).groupby("seed").median().dropna()
-                row[f"{column} / none"] = f"{each.median():.2f} ({each.min():.2f}–{each.max():.2f})"
-            rows.append(row)
-    return pd.DataFrame(rows)
-
-
+TRAINED = ("fashion", "cifar", "resnet18")
+SMOOTHNESS = ("fashion-bn", "cifar-bn", "cifar-gn")
+SLOPES = ("gradient norm", "loss change", "gradient change")
 STYLES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
+LOGARITHMIC = ("loss change", "gradient change", "drift")
 
 
-def curve(axes, frame, column, number, label):
+def interval(differences, digits):
+    """Returns `mean [95 % interval]` of paired differences, by Student's t."""
+    half = half_width(differences)
+    mean = np.mean(differences)
+    return f"{mean:+.{digits}f} [{mean - half:+.{digits}f}, {mean + half:+.{digits}f}]"
+
+
+def half_width(differences):
+    return scipy.stats.sem(differences) * scipy.stats.t.ppf(0.975, len(differences) - 1)
+
+
+class Results:
+    """The runs of one experiment. Differences are from no centralization, paired by seed."""
+
+    def __init__(self, name, frame):
+        self.name, self.frame, self.experiment = name, frame, EXPERIMENTS[name]
+        self.last = frame[frame["epoch"] == self.experiment.epochs].set_index(["arm", "seed"])
+        self.arms = [arm for arm in self.experiment.arms if arm in set(frame["arm"])]
+        self.text = self.experiment.data == "tinyshakespeare"
+        self.labels = {"loss": "training loss", "test": "test loss" if self.text else "test accuracy %"}
+
+    def final(self, arm, column):
+        return self.last.loc[arm][column]
+
+    def minus_none(self, arm, column):
+        return (self.final(arm, column) - self.final("none", column)).dropna()
+
+    def difference(self, arm, column, digits):
+        return interval(self.minus_none(arm, column), digits) if arm != "none" else self.spread(arm, column, digits)
+
+    def spread(self, arm, column, digits):
+        values = self.final(arm, column)
+        return f"{values.mean():.{digits}f} ± {values.std():.{digits}f}"
+
+    def epochs_to_loss_of_none(self, arm):
+        """The epoch whose training loss is at most `none`'s last one: the mean over the seeds that get there."""
+        losses = self.frame[self.frame["arm"] == arm].pivot(index="seed", columns="epoch", values="loss")
+        low = losses.le(self.final("none", "loss"), axis="index").reindex(losses.index)
+        reached = low.idxmax(axis="columns")[low.any(axis="columns")]
+        return f"{reached.mean():.1f} ({len(reached)} of {len(losses)})" if len(reached) else "not reached"
+
+    def share(self, arm):
+        return f"{self.frame[self.frame['arm'] == arm]['share'].mean():.2f}"
+
+    def drift(self, arm):
+        return f"{self.final(arm, 'drift').mean():.1e}"
+
+    def about(self):
+        e, model = self.experiment, self.experiment.model
+        images = f", first {e.images:,} training images" if e.images else ""
+        facts = [f"{e.data}{images}", f"{type(model).__name__} ({getattr(model, 'norm', 'layer')} norm)", e.optimizer]
+        facts += [f"learning rate {e.lr:g}", f"weight decay {e.weight_decay:g}", f"batch {e.batch}"]
+        facts += [f"{e.epochs} epochs" + (f" of {e.steps} steps" if e.steps else "")]
+        facts += ["crop and flip"] * e.augment + ["depthwise"] * getattr(model, "depthwise", False)
+        made = [*self.frame["device"].dropna().unique(), *self.frame["versions"].dropna().unique()]
+        return f"{', '.join(facts)}. {'; '.join(made)}."
+
+    def table(self):
+        """One row an arm."""
+        test, digits = self.labels["test"], 3 if self.text else 2
+        rows = []
+        for arm in self.arms:
+            row = {
+                "arm": arm,
+                "seeds": len(self.last.loc[arm]),
+                test: self.spread(arm, "test", digits),
+                "minus none": "" if arm == "none" else self.difference(arm, "test", digits),
+                "training loss": self.spread(arm, "loss", 4),
+                "loss minus none": "" if arm == "none" else self.difference(arm, "loss", 4),
+                "epochs to none's last loss": self.epochs_to_loss_of_none(arm),
+                "GC share": self.share(arm),
+                "drift": self.drift(arm),
+            }
+            if self.text:
+                row["unused rows"] = f"{self.final(arm, 'unused rows').mean():.3f}"
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def ratios(self, column):
+        """Ratios to `none`: the median over epochs in each seed, of these the median and the range."""
+        table = self.frame.pivot(index=["seed", "epoch"], columns="arm", values=column)
+        each = table.div(table["none"], axis="index").groupby("seed").median()
+        return {arm: f"{each[arm].median():.2f} ({each[arm].min():.2f}–{each[arm].max():.2f})" for arm in self.arms[1:]}
+
+
+def across(results, cell):
+    """One row an experiment, one column an arm."""
+    rows = [{"experiment": r.name} | {arm: cell(r, arm) for arm in r.arms} for r in results]
+    return pd.DataFrame(rows).fillna("")
+
+
+def named(results, *starts):
+    return [r for r in results if r.name.startswith(starts)]
+
+
+def tables(results):
+    """The tables of the report, by the name under which the documentation includes them."""
+    trained = named(results, *TRAINED)
+    made = {
+        "accuracy": across(trained, lambda r, arm: r.difference(arm, "test", 2)),
+        "loss": across(trained, lambda r, arm: r.difference(arm, "loss", 3)),
+        "epochs": across(trained, Results.epochs_to_loss_of_none),
+        "share": across(trained, Results.share),
+        "constraint": across(named(results, "constraint"), Results.drift),
+        "constraint_accuracy": across(named(results, "constraint"), lambda r, arm: r.difference(arm, "test", 2)),
+        "tuning": across(named(results, "fine-tune"), lambda r, arm: r.difference(arm, "test", 2)),
+        "tuning_loss": across(named(results, "fine-tune"), lambda r, arm: r.difference(arm, "loss", 3)),
+        "hazards": across(named(results, "hazard"), lambda r, arm: r.difference(arm, "test", 2)),
+    }
+    smooth = [r for r in results if r.name in SMOOTHNESS]
+    if smooth:
+        ratios = [pd.DataFrame({f"{column} / none": r.ratios(column) for column in SLOPES}) for r in smooth]
+        keys = [r.name for r in smooth]
+        made["smoothness"] = pd.concat(ratios, keys=keys, names=["experiment", "arm"]).reset_index()
+    for r in named(results, "characters"):
+        made["characters"] = r.table().drop(columns=["seeds", "GC share"])
+    return {name: table for name, table in made.items() if len(table)}
+
+
+def curve(axes, frame, column, label, number):
+    """The mean over seeds and its standard deviation, on a logarithmic axis those of the logarithm."""
     table = frame.pivot(index="epoch", columns="seed", values=column).dropna()
+    forth, back = (np.log, np.exp) if axes.get_yscale() == "log" else (lambda x: x, lambda x: x)
+    table = forth(table)
     mean, std = table.mean(axis=1), table.std(axis=1).fillna(0)
-    axes.plot(table.index, mean, linestyle=STYLES[number % len(STYLES)], color=f"C{number}", label=label)
-    axes.fill_between(table.index, mean - std, mean + std, color=f"C{number}", alpha=0.15, linewidth=0)
+    style = STYLES[number % len(STYLES)]
+    axes.plot(table.index, back(mean), linestyle=style, color=f"C{number}", label=label)
+    axes.fill_between(table.index, back(mean - std), back(mean + std), color=f"C{number}", alpha=0.15, linewidth=0)
 
 
-def draw(frames, columns, path):
-    """One row of panels an experiment, one panel a column: the mean over seeds and its standard deviation."""
-    size = (3.6 * len(columns), 2.5 * len(frames))
-    figure, grid = plt.subplots(len(frames), len(columns), figsize=size, layout="constrained", squeeze=False)
-    for row, (name, frame) in zip(grid, frames.items(), strict=True):
-        for axes, column in zip(row, columns, strict=True):
-            for number, arm in enumerate(a for a in EXPERIMENTS[name].arms if a in set(frame["arm"])):
-                curve(axes, frame[frame["arm"] == arm], column, number, arm)
-            axes.set_title(f"{name}: {column}", fontsize="small")
+def panels(cells, width=2):
+    """One panel a cell, `width` in a row; a cell is the title, whether y is logarithmic, and the lines."""
+
+    def draw(theme):
+        height = -(-len(cells) // width)
+        figure, grid = plt.subplots(height, width, figsize=(7.6, 2.6 * height), layout="constrained", squeeze=False)
+        for axes, (title, logarithmic, lines) in zip(grid.flat, cells, strict=False):
+            axes.set_yscale("log" if logarithmic else "linear")
+            for number, line in enumerate(lines):
+                curve(axes, *line, number)
+            axes.set_title(title, fontsize="small")
+            axes.set_xlabel("epoch", fontsize="small")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.tick_params(labelsize="small", which="both")
             axes.grid(alpha=0.3)
-            if column in ("loss", "gradient norm", "loss change", "gradient change"):
-                axes.set_yscale("log")
-        row[0].legend(fontsize="x-small")
-    for axes in grid[-1]:
-        axes.set_xlabel("epoch")
-    save(figure, path)
+            axes.legend(fontsize="x-small")
+        for axes in grid.flat[len(cells) :]:
+            axes.set_axis_off()
+        return figure
+
+    return draw
 
 
-def draw_layers(frames, arms, path):
-    """The share of each weight's gradient that GC removes, or would remove."""
-    size = (3.6 * len(arms), 2.5 * len(frames))
-    figure, grid = plt.subplots(len(frames), len(arms), figsize=size, layout="constrained", squeeze=False, sharey="row")
-    for row, (name, frame) in zip(grid, frames.items(), strict=True):
-        for axes, arm in zip(row, arms, strict=True):
-            for number, column in enumerate(c for c in frame.columns if c.startswith("share ")):
-                curve(axes, frame[frame["arm"] == arm], column, number, column.removeprefix("share "))
-            axes.set_title(f"{name}: share in each layer, {arm}", fontsize="small")
-            axes.grid(alpha=0.3)
-        row[0].legend(fontsize="x-small")
-    save(figure, path)
+def by_arm(results, *columns):
+    return [
+        (
+            f"{r.name}: {r.labels.get(column, column)}",
+            column in LOGARITHMIC,
+            [(r.frame[r.frame["arm"] == arm], column, arm) for arm in r.arms],
+        )
+        for r in results
+        for column in columns
+    ]
 
 
-def save(figure, path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with plt.rc_context({"svg.hashsalt": "optax_gc"}):
-        figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+def by_layer(results, *arms):
+    cells = []
+    for r in results:
+        for arm in arms:
+            frame = r.frame[r.frame["arm"] == arm]
+            shares = [column for column in frame if column.startswith("share ")]
+            lines = [(frame, column, column.removeprefix("share ")) for column in shares]
+            cells.append((f"{r.name}: share of each layer, {arm}", False, lines))
+    return cells
+
+
+def overview(results):
+    """Draws the differences in test accuracy of every experiment, with their intervals."""
+    arms = ("before", "after", "conv only", "optax.centralize")
+
+    def draw(theme):
+        figure, axes = plt.subplots(figsize=(7.6, 0.62 * len(results) + 1), layout="constrained")
+        for number, arm in enumerate(arms):
+            has = [(place, r.minus_none(arm, "test")) for place, r in enumerate(results) if arm in r.arms]
+            axes.errorbar(
+                [np.mean(d) for _, d in has],
+                [place + 0.18 * (number - 1.5) for place, _ in has],
+                xerr=[half_width(d) for _, d in has],
+                fmt="osD^"[number],
+                markersize=4,
+                capsize=2,
+                linewidth=1,
+                color=f"C{number + 1}",
+                label=arm,
+            )
+        axes.axvline(0, color=theme.faint, linewidth=1)
+        axes.set_yticks(range(len(results)), [r.name for r in results])
+        axes.set_ylim(len(results) - 0.5, -0.5)
+        axes.set_xlabel("test accuracy minus that of none, points")
+        axes.grid(axis="x", alpha=0.3)
+        axes.legend(fontsize="small")
+        return figure
+
+    return draw
 
 
 def report(out):
-    frames = {name: read(out / f"{name}.csv") for name in EXPERIMENTS if (out / f"{name}.csv").exists()}
-    lines = ["# Gradient Centralization on and off", "", "Made by `python benchmarks/accuracy.py --report`.", ""]
-    for name, frame in frames.items():
-        experiment = EXPERIMENTS[name]
-        model = f"{type(experiment.model).__name__} ({getattr(experiment.model, 'norm', 'layer')} norm)"
-        images = f", first {experiment.images:,} training images" if experiment.images else ""
-        lines += [
-            f"### {name}",
-            "",
-            f"{experiment.data}{images}, {model}, {experiment.optimizer}, learning rate {experiment.lr:g}, weight "
-            f"decay {experiment.weight_decay:g}, batch {experiment.batch}, {experiment.epochs} epochs. "
-            f"{'; '.join(frame['device'].dropna().unique())}; {'; '.join(frame['versions'].dropna().unique())}.",
-            "",
-            summary(name, frame).to_markdown(index=False, disable_numparse=True),
-            "",
-        ]
-    smooth = {name: frames[name] for name in ("fashion-bn", "cifar-gn") if name in frames}
+    results = [Results(name, read(out / f"{name}.csv")) for name in EXPERIMENTS if (out / f"{name}.csv").exists()]
+    parts = ["# Gradient Centralization on and off", "Made by `python benchmarks/accuracy.py --report`."]
+    for name, table in tables(results).items():
+        text = table.to_markdown(index=False, disable_numparse=True)
+        parts.append(f"<!-- --8<-- [start:{name}] -->\n{text}\n<!-- --8<-- [end:{name}] -->")
+    parts.append("<!-- --8<-- [start:every] -->")
+    for r in results:
+        parts += [f"### {r.name}", r.about(), r.table().to_markdown(index=False, disable_numparse=True)]
+    parts.append("<!-- --8<-- [end:every] -->")
+    (out / "results.md").write_text("\n\n".join(parts) + "\n")
+
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    smooth = [r for r in results if r.name in SMOOTHNESS]
+    figures = {"overview": overview(named(results, *TRAINED, "fine-tune", "hazard"))}
+    for group in dict.fromkeys(r.name.partition("-")[0] for r in results):
+        columns = ("drift",) if group == "constraint" else ("loss", "test")
+        figures[group] = panels(by_arm(named(results, group), *columns))
     if smooth:
-        lines += ["### smoothness", "", smoothness(smooth).to_markdown(index=False), ""]
-    (out / "results.md").write_text("\n".join(lines))
-    for group in dict.fromkeys(name.split("-")[0] for name in frames):
-        chosen = {name: frame for name, frame in frames.items() if name.split("-")[0] == group}
-        columns = ("drift", "share") if group == "constraint" else ("loss", "test")
-        draw(chosen, columns, PICTURES / f"{group}.svg")
-    if smooth:
-        draw(smooth, ("gradient norm", "loss change", "gradient change"), PICTURES / "smoothness.svg")
-        draw_layers(smooth, ("none", "before"), PICTURES / "layers.svg")
+        figures["smoothness"] = panels(by_arm(smooth, *SLOPES), len(SLOPES))
+        figures["layers"] = panels(by_layer(smooth, "none", "before"))
+    for name, draw in figures.items():
+        save(draw, name, PICTURES)
 
 
 def main():
@@ -666,7 +758,8 @@ def main():
         return
     args.out.mkdir(parents=True, exist_ok=True)
     side_by_side = args.side_by_side or (1 if jax.default_backend() == "cpu" else len(args.seeds))
-    run(args.experiments, args.data, args.seeds, side_by_side, args.out)
+    if args.experiments:
+        run(args.experiments, args.data, args.seeds, side_by_side, args.out)
     if args.report:
         report(args.out)
 

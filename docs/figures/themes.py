@@ -30,6 +30,9 @@ def save(draw: Callable[[Theme], plt.Figure], name: str, folder: Path) -> None:
         rc = {
             "text.color": theme.ink,
             "axes.edgecolor": theme.faint,
+            "axes.labelcolor": theme.ink,
+            "xtick.color": theme.ink,
+            "ytick.color": theme.ink,
             "figure.facecolor": theme.paper,
             "axes.facecolor": theme.paper,
             "font.sans-serif": ["DejaVu Sans", "Arial"],
