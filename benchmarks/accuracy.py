@@ -644,8 +644,9 @@ def panels(cells, width=2):
         figure, grid = plt.subplots(height, width, figsize=(7.6, 2.6 * height), layout="constrained", squeeze=False)
         for axes, (title, logarithmic, lines) in zip(grid.flat, cells, strict=False):
             axes.set_yscale("log" if logarithmic else "linear")
-            for number, line in enumerate(lines):
-                curve(axes, *line, number)
+            for number, (frame, column, label) in enumerate(lines):
+                # An arm looks the same in every panel.
+                curve(axes, frame, column, label, list(ARMS).index(label) if label in ARMS else number)
             axes.set_title(title, fontsize="small")
             axes.set_xlabel("epoch", fontsize="small")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -698,7 +699,7 @@ def overview(results):
                 markersize=4,
                 capsize=2,
                 linewidth=1,
-                color=f"C{number + 1}",
+                color=f"C{list(ARMS).index(arm)}",
                 label=arm,
             )
         axes.axvline(0, color=theme.faint, linewidth=1)
