@@ -430,9 +430,9 @@ class Training:
 @functools.cache
 def pretrained(experiment, folder, seeds):
     """Trains on the first half of the classes, without centralization, from all their images."""
+    experiment = dataclasses.replace(experiment, lr=FASHION_GN.lr)
     model = dataclasses.replace(experiment.model, classes=experiment.model.classes // 2)
-    data = Images(dataclasses.replace(experiment, lr=FASHION_GN.lr), folder, 0)
-    training = Training(dataclasses.replace(experiment, lr=FASHION_GN.lr), model, data, "none", experiment.epochs)
+    training = Training(experiment, model, Images(experiment, folder, 0), "none", experiment.epochs)
     state = training.start(jax.vmap(jax.random.key)(jnp.array(seeds)))
     with tqdm(total=experiment.epochs, desc=f"pre-training, seeds {seeds}", unit="epoch", leave=False) as bar:
         for _ in training.run(state, seeds, experiment.epochs, bar):
@@ -508,8 +508,10 @@ LOGARITHMIC = ("loss change", "gradient change", "drift")
 
 def interval(differences, digits):
     """Returns `mean [95 % interval]` of paired differences, by Student's t."""
-    half = half_width(differences)
     mean = np.mean(differences)
+    if len(differences) < 2:
+        return f"{mean:+.{digits}f}"
+    half = half_width(differences)
     return f"{mean:+.{digits}f} [{mean - half:+.{digits}f}, {mean + half:+.{digits}f}]"
 
 
@@ -538,7 +540,7 @@ class Results:
 
     def spread(self, arm, column, digits):
         values = self.final(arm, column)
-        return f"{values.mean():.{digits}f} ± {values.std():.{digits}f}"
+        return f"{values.mean():.{digits}f}" + (f" ± {values.std():.{digits}f}" if len(values) > 1 else "")
 
     def epochs_to_loss_of_none(self, arm):
         """The epoch whose training loss is at most `none`'s last one: the mean over the seeds that get there."""
@@ -694,7 +696,7 @@ def overview(results):
             axes.errorbar(
                 [np.mean(d) for _, d in has],
                 [place + 0.18 * (number - 1.5) for place, _ in has],
-                xerr=[half_width(d) for _, d in has],
+                xerr=[half_width(d) if len(d) > 1 else 0 for _, d in has],
                 fmt="osD^"[number],
                 markersize=4,
                 capsize=2,
@@ -713,7 +715,7 @@ def overview(results):
     return draw
 
 
-def report(out):
+def report(out, pictures):
     results = [Results(name, read(out / f"{name}.csv")) for name in EXPERIMENTS if (out / f"{name}.csv").exists()]
     parts = ["# Gradient Centralization on and off", "Made by `python benchmarks/accuracy.py --report`."]
     for name, table in tables(results).items():
@@ -725,7 +727,7 @@ def report(out):
     parts.append("<!-- --8<-- [end:every] -->")
     (out / "results.md").write_text("\n\n".join(parts) + "\n")
 
-    PICTURES.mkdir(parents=True, exist_ok=True)
+    pictures.mkdir(parents=True, exist_ok=True)
     smooth = [r for r in results if r.name in SMOOTHNESS]
     figures = {"overview": overview(named(results, *TRAINED, "fine-tune", "hazard"))}
     for group in dict.fromkeys(r.name.partition("-")[0] for r in results):
@@ -735,7 +737,7 @@ def report(out):
         figures["smoothness"] = panels(by_arm(smooth, *SLOPES), len(SLOPES))
         figures["layers"] = panels(by_layer(smooth, "none", "before"))
     for name, draw in figures.items():
-        save(draw, name, PICTURES)
+        save(draw, name, pictures)
 
 
 def main():
@@ -748,6 +750,7 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--side-by-side", type=int, help="seeds trained in one step; None is all, on a CPU one")
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "accuracy", help="folder of the results")
+    parser.add_argument("--pictures", type=pathlib.Path, default=PICTURES, help="folder of the pictures")
     parser.add_argument("--list", action="store_true", help="print the experiments and stop")
     parser.add_argument("--report", action="store_true", help="make tables and pictures from the results")
     args = parser.parse_args()
@@ -757,12 +760,14 @@ def main():
         for name, experiment in EXPERIMENTS.items():
             print(f"{name}: {experiment}\n")
         return
+    if not args.experiments and not args.report:
+        parser.error("name an experiment, or give --report")
     args.out.mkdir(parents=True, exist_ok=True)
     side_by_side = args.side_by_side or (1 if jax.default_backend() == "cpu" else len(args.seeds))
     if args.experiments:
         run(args.experiments, args.data, args.seeds, side_by_side, args.out)
     if args.report:
-        report(args.out)
+        report(args.out, args.pictures)
 
 
 if __name__ == "__main__":
