@@ -1,0 +1,139 @@
+"""The public function: tracing, and the plan."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optax_gc._axes import ParamAxes, PyTree, WeightAxes, named_leaves
+from optax_gc._infer import _devices, _loops, _maths, _pieces, _products
+from optax_gc._infer._arrays import LIMIT
+from optax_gc._infer._decide import decide, votes_of
+from optax_gc._infer._source import source_line
+from optax_gc._infer._values import Level, Value
+from optax_gc._infer._views import Param, stored
+from optax_gc._infer._walk import Walk
+
+RULES = {**_pieces.RULES, **_maths.RULES, **_products.RULES, **_loops.RULES, **_devices.RULES}
+
+
+def infer_axes(fn: Callable[..., Any], params: PyTree, *args: Any, **kwargs: Any) -> ParamAxes:
+    """Reads the axes of every weight off the computation that uses it.
+
+    The function is traced on abstract values, so that no array is allocated and nothing is computed,
+    and each parameter is followed through the jaxpr to where it meets the data. Contracted axes are
+    inputs, axes shared with the data are batch, the rest are outputs. What is no weight (biases,
+    scales, lookup tables) and what cannot be settled is left alone; `print(plan)` says why.
+
+    Args:
+      fn: the forward pass or the loss, called as `fn(params, *args, **kwargs)`.
+      params: a pytree of arrays or `jax.ShapeDtypeStruct`s.
+      *args: arguments of `fn`: arrays or `jax.ShapeDtypeStruct`s are the data; anything else, such as
+        `True` or a string, is passed as it is.
+      **kwargs: likewise.
+
+    Returns:
+      A `ParamAxes`, for `gc(plan)` and `plan.muon_dimension_numbers()`.
+
+    Raises:
+      ValueError: if `params` has no arrays, `fn` cannot be traced, or nothing that `fn` returns depends on
+        the params.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax_gc
+      >>> def model(params, x):
+      ...     return jax.nn.relu(x @ params["w"] + params["b"]) @ params["out"].T
+      >>> params = {"w": jnp.ones((3, 8)), "b": jnp.ones(8), "out": jnp.ones((2, 8))}
+      >>> plan = optax_gc.infer_axes(model, params, jax.ShapeDtypeStruct((5, 3), jnp.float32))
+      >>> plan["w"].in_axes, plan["out"].in_axes, plan["b"]
+      ((0,), (1,), None)
+    """
+    leaves, treedef = named_leaves(params)
+    arrays = [i for i, (_, leaf) in enumerate(leaves) if _is_array(leaf)]
+    if not arrays:
+        raise ValueError(
+            f"params has no arrays: found {type(params).__name__} with {len(leaves)} other leaves. Pass the tree that "
+            "the optimizer gets, for example variables['params'], nnx.state(model, nnx.Param) or "
+            "equinox.filter(model, equinox.is_array)."
+        )
+    flat, args_def = jax.tree.flatten((args, kwargs))
+    data = [i for i, leaf in enumerate(flat) if _is_array(leaf)]
+
+    def traced(weights: list[Any], inputs: list[Any]) -> list[Any]:
+        values = _replaced([leaf for _, leaf in leaves], arrays, weights)
+        positional, named = jax.tree.unflatten(args_def, _replaced(flat, data, inputs))
+        results = jax.tree.leaves(fn(jax.tree.unflatten(treedef, values), *positional, **named))
+        return [out for out in results if _is_array(out) or isinstance(out, (int, float, complex))]
+
+    try:
+        jaxpr = jax.make_jaxpr(traced)([leaves[i][1] for i in arrays], [flat[i] for i in data])
+    except Exception as error:
+        raise ValueError(
+            f"infer_axes could not trace fn: {type(error).__name__}: {_shortened(str(error))}\n"
+            "fn is called as fn(params, *args, **kwargs) on abstract arrays, as under jax.jit: arrays must have the "
+            "shapes that fn expects, and what must stay a Python value (flags, strings) must not be an array."
+        ) from error
+
+    params_ = {leaves[i][0]: Param(n, tuple(leaves[i][1].shape)) for n, i in enumerate(arrays)}
+    alone = {leaves[i][0]: reason for i in arrays if (reason := _no_weight(leaves[i][1]))}
+    weights = [
+        Value(Level.CONST) if name in alone else Value(Level.WEIGHT, (stored(param),))
+        for name, param in params_.items()
+    ]
+    inputs = [Value(Level.NOISE if _is_key(flat[i]) else Level.DATA) for i in data]
+    has_data = any(value.level == Level.DATA for value in inputs)
+    walk = Walk(RULES, captured=Level.CONST if has_data else Level.DATA)
+    results = walk.jaxpr(jaxpr, [*weights, *inputs])
+    for value in results:
+        walk.close(value.views if value.level > Level.WEIGHT else (), None, _maths.ELEMENT)
+    if not walk.remarks and not walk.groups and all(value.level not in (Level.WEIGHT, Level.SCALED) for value in results):
+        raise ValueError(
+            "nothing that fn returns depends on the params. fn must compute from its first argument; found "
+            f"{len(results)} results of {len(params_)} params. Return the model's output or the loss."
+        )
+    returned = {view.of for value in results for view in value.views}
+    votes, where = votes_of(walk), functools.partial(source_line, fn=fn)
+
+    axes: dict[str, WeightAxes | None] = {}
+    why: dict[str, str] = {}
+    for name, _ in leaves:
+        axes[name], why[name] = None, "not an array"
+        if name in params_:
+            param = params_[name]
+            unused = alone.get(name) or ("only returned" if param in returned else "unused")
+            axes[name], why[name] = decide(votes.get(param, ()), param.shape, unused, where)
+    shapes = {name: param.shape for name, param in params_.items()}
+    return ParamAxes(axes, shapes=shapes, why=why, treedef=treedef)
+
+
+def _replaced(values: Sequence[Any], at: Sequence[int], by: Sequence[Any]) -> list[Any]:
+    new = dict(zip(at, by, strict=True))
+    return [new.get(i, value) for i, value in enumerate(values)]
+
+
+def _is_array(leaf: Any) -> bool:
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def _is_key(leaf: Any) -> bool:
+    """Whether an argument is a random key, typed or not: what is drawn from it are no data."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return True
+    return leaf.dtype == jnp.uint32 and tuple(leaf.shape[-1:]) == (2,)
+
+
+def _no_weight(leaf: Any) -> str:
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return "not floating point"
+    if 0 in leaf.shape:
+        return "empty"
+    return "too long to be followed" if max(leaf.shape, default=0) > LIMIT else ""
+
+
+def _shortened(message: str, lines: int = 6, width: int = 300) -> str:
+    kept = [line if len(line) <= width else line[:width] + " ..." for line in message.strip().splitlines()]
+    return "\n".join([*kept[:lines], *(["..."] if len(kept) > lines else [])])

@@ -1,0 +1,111 @@
+"""Constants of the program, folded only where an index asks for their numbers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optax_gc._infer._arrays import LIMIT, Dim, Dims, UnfollowedError, in_order, size_of
+from optax_gc._infer._names import ELEMENTWISE, FOLDED, LAYOUT, NONLINEAR, REDUCTIONS, SAME
+
+# Integers are folded by NumPy, which needs no compilation.
+ON_INTEGERS: dict[str, Callable[..., Any]] = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "max": np.maximum,
+    "min": np.minimum,
+    "neg": np.negative,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "convert_element_type": lambda value: value,
+    "select_n": lambda which, *cases: np.choose(which, cases),
+}
+_FOLDABLE = frozenset({*ON_INTEGERS, *ELEMENTWISE, *SAME, *LAYOUT, *REDUCTIONS, *NONLINEAR, *FOLDED})
+# Each level is a call, and Python's stack is finite.
+_DEPTH = 200
+
+
+class Constant:
+    """A value that depends on nothing but the program and the steps of its loops.
+
+    Args:
+      function: from the step of each loop and the operands' numbers to the numbers.
+      operands: the constants that it is made of.
+      loops: the dims of loops whose step it reads by itself.
+    """
+
+    def __init__(self, function: Callable[..., Any], operands: Iterable[Constant] = (), loops: Iterable[Dim] = ()):
+        self._function, self._operands = function, tuple(operands)
+        self.loops = frozenset(loops).union(*(operand.loops for operand in self._operands))
+        self.depth: int = 1 + max((operand.depth for operand in self._operands), default=0)
+        self._memo: dict[tuple[int, ...], np.ndarray] = {}
+
+    def at(self, steps: Mapping[Dim, int]) -> np.ndarray:
+        """The numbers at given steps of the loops."""
+        key = tuple(steps[dim] for dim in in_order(self.loops))
+        if key not in self._memo:
+            self._memo[key] = np.asarray(self._function(steps, *(operand.at(steps) for operand in self._operands)))
+        return self._memo[key]
+
+    def numbers(self) -> tuple[Dims, np.ndarray]:
+        """The numbers at all steps, with the loops' dims in front."""
+        loops = in_order(self.loops)
+        if size_of(loops) > LIMIT >> 6:
+            raise UnfollowedError("is indexed in a very long loop")
+        steps = itertools.product(*(range(dim.size) for dim in loops))
+        every = np.stack([self.at(dict(zip(loops, step, strict=True))) for step in steps] or [np.zeros(0)])
+        return loops, every.reshape((*(dim.size for dim in loops), *every.shape[1:]))
+
+
+def literal(value: Any) -> Constant:
+    return Constant(lambda _: np.asarray(value))
+
+
+def step_of(loop: Dim) -> Constant:
+    """The number of the step of a loop, or of the device's block."""
+    return Constant(lambda steps: np.asarray(steps[loop]), loops=[loop])
+
+
+def folded(eqn: Any, operands: Iterable[Constant], result: int) -> Constant | None:
+    """The result of an operation on constants, or None where it is none that can be carried out here."""
+    if eqn.primitive.name not in _FOLDABLE or jnp.issubdtype(eqn.outvars[result].aval.dtype, jax.dtypes.extended):
+        return None
+    constant = Constant(lambda _, *values: fold(eqn, values, result), operands)
+    return constant if constant.depth < _DEPTH else None
+
+
+def fold(eqn: Any, values: Iterable[np.ndarray], result: int = 0) -> np.ndarray:
+    """Carries an operation out on numbers."""
+    values, aval, name, params = list(values), eqn.outvars[result].aval, eqn.primitive.name, eqn.params
+    if math.prod(aval.shape) > LIMIT:
+        raise UnfollowedError("is indexed by a large constant")
+    if name in ON_INTEGERS and all(value.dtype.kind in "iub" for value in values):
+        return np.broadcast_to(ON_INTEGERS[name](*values), aval.shape).astype(aval.dtype)
+    if name == "iota":
+        return np.indices(aval.shape, dtype=aval.dtype, sparse=True)[params["dimension"]] + np.zeros(
+            aval.shape, aval.dtype
+        )
+    if name in ("broadcast_in_dim", "squeeze", "expand_dims") or (
+        name == "reshape" and params.get("dimensions") is None
+    ):
+        shape = [1] * len(aval.shape) if name == "broadcast_in_dim" else list(aval.shape)
+        for size, t in zip(values[0].shape, params.get("broadcast_dimensions", ()), strict=False):
+            shape[t] = size
+        return np.broadcast_to(values[0].reshape(shape), aval.shape)
+    # Also under a trace of the caller, numbers stay numbers.
+    with jax.ensure_compile_time_eval():
+        found = eqn.primitive.bind(*map(jnp.asarray, values), **params)
+    return np.asarray(found[result] if eqn.primitive.multiple_results else found)

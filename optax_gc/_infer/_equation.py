@@ -1,0 +1,38 @@
+"""An equation of a jaxpr, read so that a form that is not known cannot pass for another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from optax_gc._infer._arrays import UnfollowedError
+
+Shape = tuple[int, ...]
+
+
+class Equation:
+    """An equation of the program as a rule sees it."""
+
+    def __init__(self, eqn: Any):
+        self.eqn, self.name = eqn, eqn.primitive.name
+        self.shapes: list[Shape] = [shape_of(atom) for atom in eqn.invars]
+        self.outs: list[Shape] = [shape_of(atom) for atom in eqn.outvars]
+        self.out: Shape = self.outs[0] if self.outs else ()
+
+    def __getitem__(self, name: str) -> Any:
+        """A parameter of the equation. Where it is not there, the operation is an unknown one."""
+        if name not in self.eqn.params:
+            raise UnfollowedError(f"enters the unknown operation {self.name}")
+        return self.eqn.params[name]
+
+    def first(self, *names: str) -> Any:
+        """The parameter that has one of these names."""
+        return self[next((name for name in names if name in self.eqn.params), names[0])]
+
+
+def shape_of(atom: Any) -> Shape:
+    return tuple(getattr(atom.aval, "shape", ()))
+
+
+def open_jaxpr(jaxpr: Any) -> Any:
+    """The jaxpr without its constants."""
+    return getattr(jaxpr, "jaxpr", jaxpr)

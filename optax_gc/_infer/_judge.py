@@ -1,0 +1,286 @@
+"""What a use says about a weight, judged by the sets of stored entries that its units sum over."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import itertools
+import math
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from optax_gc._axes import WeightAxes
+from optax_gc._infer._arrays import Axis, Dim, Dims, Named, UnfollowedError, in_order, size_of
+from optax_gc._infer._maths import CHOSEN, ELEMENT
+from optax_gc._infer._views import Param, View, by_place
+
+# Stored entries of all units, where they have to be listed one by one.
+_BUDGET = 1 << 20
+JOINT = "cannot be followed"
+IN_PART = "contracted in part"
+OVERLAP = "parts of it overlap"
+
+
+class Verdict(NamedTuple):
+    axes: WeightAxes | None
+    reason: str = ""
+
+
+class _Set(NamedTuple):
+    """All units sum over these positions of a stored axis."""
+
+    positions: tuple[int, ...]
+
+
+class _Kept(NamedTuple):
+    """Each unit has one position of a stored axis: where it is, and which."""
+
+    dims: Dims
+    numbers: bytes
+
+
+def judge(views: Sequence[View], param: Param) -> Verdict | None:
+    """The roles of a parameter's axes by views that were added up, or None where nothing of it is there."""
+    places: dict[tuple[int, int], Dim] = {}
+    try:
+        views = [_trimmed(by_place(view, places)) for view in views]
+        return _Judge(param.shape, set(places.values())).verdict(views)
+    except UnfollowedError as unfollowed:
+        return Verdict(None, str(unfollowed))
+
+
+def _trimmed(view: View) -> View:
+    """Drops the positions of summed dims that hold no weight."""
+    for mask in view.masks:
+        if len(mask.dims) == 1 and mask.dims[0] in view.summed:
+            view = _where(view, mask, Dim(int(mask.data.sum())))
+    return view
+
+
+def _where(view: View, mask: Named, new: Dim) -> View:
+    """Keeps the positions of a mask of one dim."""
+    view = view.replace(masks=tuple(other for other in view.masks if other is not mask))
+    return view.take(mask.dims[0], np.flatnonzero(mask.data), (new,))
+
+
+class _Judge:
+    """Judges the views of one group.
+
+    Args:
+      shape: shape of the parameter.
+      visible: the dims of axes of the value, by place.
+    """
+
+    def __init__(self, shape: tuple[int, ...], visible: set[Dim]):
+        self._shape, self._visible = shape, visible
+        self._masked: dict[tuple[Dim, bytes], Dim] = {}
+
+    def verdict(self, views: Sequence[View]) -> Verdict | None:
+        views = [view for view in views if all(mask.data.any() for mask in view.masks)]
+        if not views:
+            return None
+        if any(not view.summed.isdisjoint(dims) for view in views for _, dims in view.picks):
+            return Verdict(None, CHOSEN)
+        if len(parts := _classes(views, lambda view: view.imaginary)) > 1:
+            return self._agreed(parts, "its real and imaginary parts are used differently")
+        if len(views) > len({view.use for view in views}):
+            return self._mixed(views)
+        return self._beside(views)
+
+    def _agreed(self, classes: Iterable[Sequence[View]], reason: str) -> Verdict | None:
+        """Judges units that lie apart one by one: all must have the same inputs."""
+        verdicts = [verdict for views in classes if (verdict := self.verdict(views)) is not None]
+        failed = [verdict for verdict in verdicts if verdict.axes is None]
+        if failed:
+            return failed[0]
+        inputs = {verdict.axes.in_axes for verdict in verdicts if verdict.axes}
+        return Verdict(None, reason) if len(inputs) > 1 else verdicts[0] if verdicts else None
+
+    def _mixed(self, views: Sequence[View]) -> Verdict | None:
+        """Outputs of one product were mixed later: its units are still its own."""
+        by_use = _classes(views, lambda view: view.use)
+        for group in by_use:
+            if len({tuple(view.coords[a].key() for a in sorted(view.use.shares)) for view in group if view.use}) > 1:
+                return Verdict(None, "added up after its product")
+        classes = _classes(views, _outputs)
+        if len(classes) > 1 or len(by_use) == 1:
+            for a, b in itertools.combinations(classes, 2):
+                alike = {view.use for view in a} == {view.use for view in b} and _batches(a) == _batches(b)
+                if not alike and not _apart(a[0], b[0]):
+                    return Verdict(None, OVERLAP)
+            return self._agreed(({view.use: view for view in group}.values() for group in classes), DIFFERENT)
+        return self._beside(views)
+
+    def _beside(self, views: Sequence[View]) -> Verdict | None:
+        """Parts that lie side by side, or where other units have none, are judged apart."""
+        regions = _classes(views, lambda view: tuple((a.lo, a.inner, a.hi) if a.padded else None for a in view.axes))
+        if len(regions) > 1:
+            if not all(_apart(a[0], b[0]) for a, b in itertools.combinations(regions, 2)):
+                return Verdict(None, OVERLAP)
+            return self._agreed(map(_unpadded, regions), DIFFERENT)
+        views = _unpadded(views)
+        where = _classes(views, lambda view: frozenset(mask.key() for mask in _kept_masks(view)))
+        if len(where) == 1:
+            views = [functools.reduce(self._masked_out, _kept_masks(view), view) for view in views]
+        elif all(_disjoint(a[0], b[0]) for a, b in itertools.combinations(where, 2)):
+            return self._agreed(where, DIFFERENT)
+        if len(views) > 1 and any(view.picks for view in views):
+            return Verdict(None, CHOSEN)
+        return self._roles(views, self._inputs(views))
+
+    def _masked_out(self, view: View, mask: Named) -> View:
+        """Leaves out the units that have no weight."""
+        if len(mask.dims) != 1:
+            return view
+        key = (mask.dims[0], mask.data.tobytes())
+        new = self._masked.setdefault(key, Dim(int(mask.data.sum())))
+        if mask.dims[0] in self._visible:
+            self._visible.add(new)
+        return _where(view, mask, new)
+
+    def _inputs(self, views: Sequence[View]) -> tuple[int, ...]:
+        boxes = [box for view in views if not view.masks and (box := _box(view)) is not None]
+        inputs = _union(boxes, self._shape) if len(boxes) == len(views) else None
+        if inputs is None:
+            inputs = _listed(views, self._shape)
+        return tuple(a for a in inputs if self._shape[a] > 1)
+
+    def _roles(self, views: Sequence[View], inputs: tuple[int, ...]) -> Verdict:
+        if not inputs:
+            return Verdict(None, ELEMENT)
+        shape, out, batch, ones = self._shape, [], [], []
+        shared = frozenset[Dim]().union(*(view.shared for view in views))
+        for a in range(len(shape)):
+            if a in inputs:
+                continue
+            dims = {dim for view in views for dim in view.coords[a].dims}
+            if (dims & self._visible) - shared or any(a in view.use.outputs for view in views if view.use):
+                out.append(a)
+            elif shape[a] == 1 and any(not view.summed.isdisjoint(view.coords[a].dims) for view in views):
+                ones.append(a)
+            else:
+                batch.append(a)
+        alone = not any(shape[a] > 1 for a in out)
+        if alone and any(view.picks for view in views):
+            return Verdict(None, "lookup table")
+        if alone and any(view.scaled and not view.product for view in views):
+            return Verdict(None, ELEMENT)
+        use = views[0].use
+        return Verdict(WeightAxes((*inputs, *ones), tuple(out), tuple(batch), use.op if use else "dot"))
+
+
+DIFFERENT = "its parts are used with different input axes"
+
+
+def _classes(views: Iterable[View], key: Any) -> list[list[View]]:
+    classes: dict[Hashable, list[View]] = collections.defaultdict(list)
+    for view in views:
+        classes[key(view)].append(view)
+    return list(classes.values())
+
+
+def _unpadded(views: Iterable[View]) -> list[View]:
+    return [view.replace(axes=tuple(Axis(axis.dims) for axis in view.axes)) for view in views]
+
+
+def _kept_masks(view: View) -> list[Named]:
+    return [mask for mask in view.masks if view.summed.isdisjoint(mask.dims)]
+
+
+def _disjoint(a: View, b: View) -> bool:
+    return any(m.dims == n.dims and not (m.data & n.data).any() for m in a.masks for n in b.masks)
+
+
+def _apart(a: View, b: View) -> bool:
+    """Whether two views have no unit in common, since they lie side by side."""
+    pairs = zip(a.axes, b.axes, strict=True)
+    return any((x.padded and y.padded) and (x.lo + x.inner <= y.lo or y.lo + y.inner <= x.lo) for x, y in pairs)
+
+
+def _outputs(view: View) -> Hashable:
+    """Where the units are, and which outputs of the parameter."""
+    arrays = [array for array in (*view.coords, *view.masks) if array.dims and view.summed.isdisjoint(array.dims)]
+    return tuple((a.lo, a.inner, a.hi) for a in view.axes), tuple(array.key() for array in arrays)
+
+
+def _batches(views: Iterable[View]) -> set[Hashable]:
+    return {
+        (a, coord.key())
+        for view in views
+        for a, coord in enumerate(view.coords)
+        if not view.shared.isdisjoint(coord.dims) and view.summed.isdisjoint(coord.dims)
+    }
+
+
+def _box(view: View) -> tuple[_Set | _Kept, ...] | None:
+    """What every unit sums over, axis by axis, or None where the axes cannot be told apart."""
+    owners = collections.Counter(dim for coord in view.coords for dim in coord.dims if dim in view.summed)
+    roles: list[_Set | _Kept] = []
+    for coord in view.coords:
+        kept = [dim for dim in coord.dims if dim not in view.summed]
+        summed = [dim for dim in coord.dims if dim in view.summed]
+        if not coord.dims:
+            roles.append(_Set((int(coord.data),)))
+        elif not summed:
+            roles.append(_Kept(*coord.key()))
+        elif any(owners[dim] > 1 for dim in summed):
+            return None
+        else:
+            rows = np.sort(coord.table(kept, summed), 1)
+            if (rows != rows[:1]).any():
+                return None
+            roles.append(_Set(tuple(np.unique(rows[0]).tolist())))
+    return tuple(roles)
+
+
+def _union(boxes: list[tuple[_Set | _Kept, ...]], shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The input axes of boxes of which those that differ in one axis are united, or None where some are left."""
+    left = list(dict.fromkeys(boxes))
+    count = 0
+    while len(left) != count:
+        count = len(left)
+        for a in range(len(shape)):
+            alike: dict[Hashable, list[tuple[_Set | _Kept, ...]]] = collections.defaultdict(list)
+            for box in left:
+                alike[box[:a], box[a + 1 :]].append(box)
+            left = []
+            for group in alike.values():
+                sets = [box[a].positions for box in group if isinstance(box[a], _Set)]
+                if len(sets) < len(group) and len(group) > 1:
+                    return None
+                united = _Set(tuple(sorted({i for positions in sets for i in positions}))) if sets else group[0][a]
+                left.append((*group[0][:a], united, *group[0][a + 1 :]))
+    if len(left) > 1:
+        return None
+    sizes = {a: len(role.positions) for a, role in enumerate(left[0]) if isinstance(role, _Set)}
+    if any(1 < size < shape[a] for a, size in sizes.items()):
+        raise UnfollowedError(IN_PART)
+    return tuple(a for a, size in sizes.items() if size > 1)
+
+
+def _listed(views: Sequence[View], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The input axes by the list of the stored entries of every unit."""
+    kept = in_order({dim for view in views for dim in view.varying() - view.summed})
+    strides = [math.prod(shape[a + 1 :]) for a in range(len(shape))]
+    parts = []
+    for view in views:
+        dims = (*kept, *in_order(view.varying() & view.summed))
+        if size_of(dims) > _BUDGET:
+            raise UnfollowedError(JOINT)
+        entries = sum((coord.over(dims) * stride for coord, stride in zip(view.coords, strides, strict=True)), 0)
+        there = functools.reduce(np.logical_and, (mask.over(dims) for mask in view.masks), np.True_)
+        parts.append(np.where(there, entries, -1).reshape(size_of(kept), -1))
+    found: set[tuple[int, ...]] = set()
+    for row in np.unique(np.sort(np.concatenate(parts, 1), 1), axis=0):
+        if not len(entries := np.unique(row[row >= 0])):
+            continue
+        positions = np.unravel_index(entries, shape)
+        axes = tuple(a for a, at in enumerate(positions) if len(np.unique(at)) > 1)
+        if len(entries) != math.prod(shape[a] for a in axes):
+            raise UnfollowedError(IN_PART)
+        found.add(axes)
+    if len(found) > 1:
+        raise UnfollowedError("its units have different input axes")
+    return found.pop() if found else ()

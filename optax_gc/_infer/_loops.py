@@ -1,0 +1,251 @@
+"""Functions that are called, loops and choices between branches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.extend.core as jex
+import numpy as np
+
+from optax_gc._infer._arrays import Axis, Dim, blank
+from optax_gc._infer._constants import ON_INTEGERS, Constant, fold, step_of
+from optax_gc._infer._equation import Equation, open_jaxpr, shape_of
+from optax_gc._infer._maths import CHOSEN, choice
+from optax_gc._infer._names import CALLS
+from optax_gc._infer._values import Facts, Level, Value, is_integer
+from optax_gc._infer._views import Mark, View, flatten, marked, same
+from optax_gc._infer._walk import Rule, Walk
+
+# Steps of a loop whose counter is run to see what it counts.
+_STEPS = 4096
+_COMPARISONS = frozenset({"lt", "le", "gt", "ge", "ne"})
+
+
+def call(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
+    """The body stands in the place of the call."""
+    outer, walk.opaque = walk.opaque, walk.opaque or eqn.name.startswith("custom_vjp")
+    try:
+        return walk.jaxpr(eqn.first("jaxpr", "call_jaxpr", "fun_jaxpr"), ins)
+    finally:
+        walk.opaque = outer
+
+
+def cond(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
+    """Of weights, each may be there; of sums, the one that is chosen is still a sum."""
+    which, *operands = ins
+    results = []
+    for cases in zip(*(walk.jaxpr(branch, operands) for branch in eqn["branches"]), strict=True):
+        level = max(case.level for case in cases)
+        if level == Level.DATA:
+            results.append(Value(level, choice(walk, eqn, cases)))
+            continue
+        kept: list[View] = []
+        for view in (view for case in cases for view in case.views):
+            if not any(same(view, other) for other in kept):
+                kept.append(view)
+        by_data = which.level == Level.DATA and level != Level.WEIGHT
+        results.append(Value(Level.DATA if by_data else level, () if by_data else tuple(kept)))
+        if by_data:
+            walk.refuse(kept, eqn, "chosen in place of data")
+    return results
+
+
+def scan(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
+    """The step is a dim: that of the leading axis of what is scanned, and of what is stacked."""
+    body, step = eqn["jaxpr"], Dim(eqn["length"])
+    # What is scanned, or stacked, has one axis more outside of the body than inside.
+    n_carry = _as_long(eqn.outs, open_jaxpr(body).outvars)
+    n_consts = _as_long(eqn.shapes, open_jaxpr(body).invars) - n_carry
+    consts, carry, scanned = ins[:n_consts], ins[n_consts : n_consts + n_carry], ins[n_consts + n_carry :]
+    xs = [_step_of(value, step) for value in scanned]
+    outs = _loop(walk, eqn, body, consts, carry, xs, step, eqn["reverse"])
+    return [*outs[:n_carry], *(_stacked(value, step) for value in outs[n_carry:])]
+
+
+def _as_long(shapes: Sequence[tuple[int, ...]], inside: Sequence[Any]) -> int:
+    return sum(len(shape) == len(shape_of(var)) for shape, var in zip(shapes, inside, strict=True))
+
+
+def _step_of(value: Value, step: Dim) -> Value:
+    views = []
+    for view in value.views:
+        view = flatten(view, 0)
+        views.append(view.take(view.axes[0].dims[0], np.arange(step.size), (step,)).with_axis(0))
+    known = value.known and Constant(lambda _, x, i: x[i], [value.known, step_of(step)])
+    inner = (frozenset(t - 1 for t in axes if t > 0) for axes in (value.facts.flat, value.facts.hot))
+    return Value(value.level, tuple(views), known, Facts(*inner, zero=value.facts.zero))
+
+
+def _stacked(value: Value, step: Dim) -> Value:
+    views = []
+    for view in value.views:
+        if step in view.varying() and step not in view.summed:
+            shared = view.shared | {step} if view.product else view.shared
+            views.append(view.replace(axes=(Axis((step,)), *view.axes), shared=shared))
+        else:
+            views.append(view.replace(axes=(blank(step.size), *view.axes)))
+    return Value(value.level, tuple(views))
+
+
+def while_loop(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
+    """A loop whose number of steps only a counter decides is a scan; of others the steps cannot be told apart."""
+    test, body = eqn["cond_jaxpr"], eqn["body_jaxpr"]
+    tested, consts = ins[: eqn["cond_nconsts"]], ins[eqn["cond_nconsts"] :][: eqn["body_nconsts"]]
+    carry = ins[len(tested) + len(consts) :]
+    step = _steps(test, body, tested, len(consts), carry)
+    outs = _loop(walk, eqn, body, consts, carry, [], step, False)
+    walk.jaxpr(test, [*tested, *(Value(value.level) for value in outs)])
+    return outs
+
+
+def _steps(test: Any, body: Any, tested: Sequence[Value], n_consts: int, carry: Sequence[Value]) -> Dim | None:
+    """The step of a loop that goes on while a counter compares to a constant."""
+    jaxpr = open_jaxpr(test)
+    if len(jaxpr.eqns) != 1 or jaxpr.eqns[0].primitive.name not in _COMPARISONS:
+        return None
+    (compare,) = jaxpr.eqns
+    if compare.outvars[0] is not jaxpr.outvars[0]:
+        return None
+    values = [*tested, *carry]
+    sides: list[list[np.ndarray]] = []
+    for atom in compare.invars:
+        if type(atom) is jex.Literal:
+            sides.append([np.asarray(atom.val)] * _STEPS)
+            continue
+        i = jaxpr.invars.index(atom)
+        known = values[i].known
+        if known is None or known.loops:
+            return None
+        count = _counted(body, n_consts, i - len(tested), known, _STEPS) if i >= len(tested) else None
+        sides.append(count or [known.at({})] * _STEPS)
+    going = [bool(ON_INTEGERS[compare.primitive.name](*pair)) for pair in zip(*sides, strict=True)]
+    length = going.index(False) if False in going else 0
+    return Dim(length) if length else None
+
+
+def _counted(body: Any, n_consts: int, i: int, start: Constant, length: int) -> list[np.ndarray] | None:
+    """The values of a carried integer that depends on nothing but itself, at each step."""
+    jaxpr = open_jaxpr(body)
+    var, out = jaxpr.invars[n_consts + i], jaxpr.outvars[i]
+    if shape_of(var) or not is_integer(var.aval.dtype) or start.loops or length > _STEPS:
+        return None
+    needed, eqns = {out}, []
+    for eqn in reversed(jaxpr.eqns):
+        if not needed.isdisjoint(eqn.outvars):
+            eqns.append(eqn)
+            needed.update(atom for atom in eqn.invars if type(atom) is not jex.Literal)
+    made = {var, *(out for eqn in eqns for out in eqn.outvars)}
+    if not needed <= made or any(eqn.primitive.name not in ON_INTEGERS for eqn in eqns):
+        return None
+    counted, value = [], start.at({})
+    for _ in range(length):
+        counted.append(value)
+        env = {var: value}
+        for eqn in reversed(eqns):
+            env[eqn.outvars[0]] = fold(
+                eqn, [np.asarray(a.val) if type(a) is jex.Literal else env[a] for a in eqn.invars]
+            )
+        value = env[out]
+    return counted
+
+
+def _counter(body: Any, n_consts: int, i: int, value: Value, step: Dim | None, reverse: bool) -> Constant | None:
+    if step is None or value.known is None:
+        return None
+    counted = _counted(body, n_consts, i, value.known, step.size)
+    if not counted:
+        return None
+    numbers = np.stack(counted[::-1] if reverse else counted)
+    return Constant(lambda _, i: numbers[i], [step_of(step)])
+
+
+def _loop(
+    walk: Walk,
+    eqn: Equation,
+    body: Any,
+    consts: Sequence[Value],
+    carry: Sequence[Value],
+    xs: Sequence[Value],
+    step: Dim | None,
+    reverse: bool,
+) -> list[Value]:
+    """Walks a body until the levels of what it carries rise no more; data are carried as marks."""
+    counters = [_counter(body, len(consts), i, value, step, reverse) for i, value in enumerate(carry)]
+    levels = [Level.DATA if value.level == Level.SCALED else value.level for value in carry]
+    moved = [False] * len(carry)  # weights that do not come back as they went in
+    while True:
+        said, inside, marks = walk.said(), [], []
+        for value, counter, level, lost in zip(carry, counters, levels, moved, strict=True):
+            shape = shape_of(open_jaxpr(body).invars[len(consts) + len(inside)])
+            marks.append(marked(shape) if level == Level.DATA and not counter else None)
+            if counter:
+                inside.append(Value(Level.CONST, known=counter))
+            elif level == Level.DATA:
+                inside.append(Value(level, (marks[-1],)))
+            else:
+                inside.append(Value(level, () if lost else value.views))
+        results = walk.jaxpr(body, [*consts, *inside, *xs])
+        before = [*levels, *moved]
+        for i, (value, result) in enumerate(zip(carry, results, strict=False)):
+            if counters[i]:
+                continue
+            risen = max(levels[i], Level.DATA if result.level == Level.SCALED else result.level)
+            if risen == levels[i] == Level.WEIGHT:
+                moved[i] = moved[i] or not _come_back(value.views, result.views)
+            levels[i] = risen
+        if before == [*levels, *moved]:
+            break
+        walk.take_back(said)
+    outs = []
+    for i, (value, result) in enumerate(zip(carry, results, strict=False)):
+        if counters[i]:
+            outs.append(Value(Level.CONST))
+        elif moved[i] and levels[i] < Level.DATA:
+            walk.refuse([*value.views, *result.views], eqn, "changes in a loop")
+            outs.append(Value(levels[i]))
+        elif (mark := marks[i]) is None:
+            outs.append(Value(levels[i], result.views))
+        else:
+            outs.append(Value(Level.DATA, _carried(walk, eqn, value.views, mark, result.views, step)))
+    return [*outs, *results[len(carry) :]]
+
+
+def _come_back(before: Sequence[View], after: Sequence[View]) -> bool:
+    return len(before) == len(after) and all(any(same(a, b) for b in after) for a in before)
+
+
+def _carried(
+    walk: Walk, eqn: Equation, start: Sequence[View], mark: View, results: Sequence[View], step: Dim | None
+) -> tuple[View, ...]:
+    """What a loop over data returns: where it adds to its carry and does not read it, a sum over its steps."""
+    walk.refuse([view for view in start if not view.product], eqn, "where a loop over data starts")
+    start = [view for view in start if view.product]
+    mine = [view for view in results if view.of is mark.of]
+    outer = [view for view in results if isinstance(view.of, Mark) and view.of is not mark.of]
+    own = [view for view in results if not isinstance(view.of, Mark)]
+    assert isinstance(mark.of, Mark)
+    adds_up = len(mine) == 1 and same(mine[0], mark)
+    if mine and not adds_up:
+        walk.refuse([*start, *own], eqn, "moves in a loop that adds it up")
+    elif not mine or walk.was_read(mark.of):
+        walk.close(start, eqn)
+        walk.close(own, eqn)
+    elif any(view.picks for view in own):
+        walk.refuse([view for view in own if view.picks], eqn, CHOSEN)
+        walk.close([*start, *(view for view in own if not view.picks)], eqn)
+    elif any(step in view.coords[a].dims for view in own for a in (view.use.outputs if view.use else ())):
+        walk.close([*start, *own], eqn)
+    else:
+        steps = frozenset([step] if step else [])
+        own = [view.replace(summed=view.summed | (steps & view.varying())) for view in own]
+        return (*start, *own, *outer)
+    return tuple(outer)
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(CALLS, call),
+    "cond": cond,
+    "scan": scan,
+    "while": while_loop,
+}

@@ -1,0 +1,276 @@
+"""Sums, factors and functions of values, element by element or over whole axes."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from optax_gc._infer._arrays import Dim
+from optax_gc._infer._equation import Equation
+from optax_gc._infer._layout import aligned
+from optax_gc._infer._names import ELEMENTWISE, NONLINEAR, REDUCTIONS, SAME
+from optax_gc._infer._values import Level, Value, joined, level_of
+from optax_gc._infer._views import Mark, Param, Use, View, same
+from optax_gc._infer._walk import Rule, Walk
+
+ELEMENT = "meets the data elementwise"
+CHOSEN = "parts that the data choose are added up"
+
+
+def same_place(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
+    """Each result is the operand in its place: its views stay as they are."""
+    return [dataclasses.replace(value, known=None) for value in ins[: len(eqn.outs)]]
+
+
+def elementwise(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
+    """Among weights the views stay; what met the data is bent; in data, views are read."""
+    level = level_of(ins)
+    if level == Level.DATA or (level == Level.SCALED and any(_several(value) for value in ins)):
+        for value in ins:
+            walk.close(value.views, eqn, f"{ELEMENT} ({eqn.name})")
+        return [Value(Level.DATA)] * len(eqn.outs)
+    views = [view for value, shape in zip(ins, eqn.shapes, strict=True) for view in _placed(value, shape, eqn.out)]
+    if level == Level.SCALED:
+        views = [view.replace(bent=True) for view in views]
+    return [Value(level, combined(walk, eqn, views))] * len(eqn.outs)
+
+
+def nonlinear(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
+    """A function of whole axes, known to be no sum: views are read."""
+    for value in ins:
+        walk.refuse([view for view in value.views if not view.product], eqn, f"enters {eqn.name}")
+        walk.close([view for view in value.views if view.product], eqn)
+    return [Value(level_of(ins))] * len(eqn.outs)
+
+
+def add(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
+    """A sum of products is followed; a weight that is added to data is none."""
+    a, b = ins
+    level = level_of(ins)
+    if all(shape == eqn.out for shape in eqn.shapes) and _need_no_comparison(walk, level, a, b):
+        return [joined(level, a, b)]
+    if level < Level.SCALED:
+        return elementwise(walk, eqn, ins)
+    views = []
+    for value, other, shape in ((a, b, eqn.shapes[0]), (b, a, eqn.shapes[1])):
+        for view in _placed(value, shape, eqn.out):
+            if isinstance(view.of, Mark):
+                views.append(view)
+            elif level == Level.SCALED:
+                if value.level == Level.WEIGHT and view.of not in other.sources:
+                    walk.refuse([view], eqn, "added to the data")
+                else:
+                    views.append(view)
+            elif not view.product:
+                (walk.close if view.scaled else walk.refuse)([view], eqn, "added to the data")
+            elif not walk.is_settled(view):
+                views.append(view)
+    return [Value(level, combined(walk, eqn, views) if level == Level.SCALED else tuple(views))]
+
+
+def _need_no_comparison(walk: Walk, level: Level, a: Value, b: Value) -> bool:
+    if level == Level.DATA:
+        apart = a.all_products and b.all_products and a.uses.isdisjoint(b.uses)
+        return apart and walk.all_unsettled(a) and walk.all_unsettled(b)
+    alike = level == Level.WEIGHT and a.views and b.views and a.spans is not None and a.spans == b.spans
+    return bool(alike) and a.sources.isdisjoint(b.sources)
+
+
+def mul(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
+    """A weight times data is scaled by it; a product times a constant or a scalar stays one, times data it is read."""
+    a, b = ins
+    level = level_of(ins)
+    if level < Level.SCALED:
+        return elementwise(walk, eqn, [_turned(eqn, a, b), _turned(eqn, b, a)])
+    if eqn.name == "div" and b.views:
+        walk.refuse(b.views, eqn, "divides the data")
+        b = Value(b.level)
+    views: list[View] = []
+    for value, other, shape, other_shape in ((a, b, *eqn.shapes), (b, a, *reversed(eqn.shapes))):
+        scalar = math.prod(other_shape) == 1 and not other.views
+        if value.level == Level.DATA and not (other.level == Level.CONST or scalar):
+            walk.close(value.views, eqn)
+        elif value.level < Level.DATA and other.level == Level.DATA:
+            views += _scaled(walk, eqn, value, other, shape, other_shape)
+        else:
+            views += _placed(value, shape, eqn.out)
+    raw = any(isinstance(view.of, Param) and not view.product for view in views)
+    result = Level.SCALED if raw or level < Level.DATA else Level.DATA
+    return [Value(result, combined(walk, eqn, views) if result == Level.SCALED else tuple(views))]
+
+
+def _scaled(
+    walk: Walk, eqn: Equation, value: Value, other: Value, shape: tuple[int, ...], factor: tuple[int, ...]
+) -> list[View]:
+    """Notes along which dims a factor of data varies. A sum of shifted products is read before the next factor."""
+    if value.level == Level.SCALED and _several(value):
+        walk.close(value.views, eqn)
+        return []
+    flat = other.facts.flat if len(factor) == len(eqn.out) else frozenset()
+    factor = (1,) * (len(eqn.out) - len(factor)) + factor
+    along = [t for t, size in enumerate(factor) if size > 1 and t not in flat]
+    return [
+        view.replace(scaled=view.scaled | view.on(along), use=Use(walk.tier(view), eqn.eqn))
+        for view in _placed(value, shape, eqn.out)
+    ]
+
+
+def _turned(eqn: Equation, value: Value, other: Value) -> Value:
+    """Times a constant on the imaginary axis, real parts become imaginary ones."""
+    complex_ = jnp.issubdtype(eqn.eqn.outvars[0].aval.dtype, jnp.complexfloating)
+    if not (complex_ and value.views and other.known) or (np.real(other.known.numbers()[1]) != 0).any():
+        return value
+    return _imaginary(value)
+
+
+def _imaginary(value: Value) -> Value:
+    return Value(value.level, tuple(view.replace(imaginary=not view.imaginary) for view in value.views))
+
+
+def complex_(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
+    """The second operand becomes an imaginary part."""
+    return elementwise(walk, eqn, ins if level_of(ins) > Level.WEIGHT else [ins[0], _imaginary(ins[1])])
+
+
+def select(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
+    """Of weights, each may be there; of sums, the one that is chosen is still a sum."""
+    which, *cases = ins
+    level = level_of(cases)
+    placed = [
+        Value(case.level, tuple(_placed(case, shape, eqn.out)))
+        for case, shape in zip(cases, eqn.shapes[1:], strict=True)
+    ]
+    if level == Level.DATA:
+        walk.summarise([view for view in which.views if not view.product], eqn)
+        walk.close([view for view in which.views if view.product], eqn)
+        return [Value(level, choice(walk, eqn, placed))]
+    walk.summarise(which.views, eqn)
+    views = combined(walk, eqn, [view for case in placed for view in case.views])
+    return [Value(max(level, Level.SCALED) if which.level == Level.DATA and views else max(level, which.level), views)]
+
+
+def choice(walk: Walk, eqn: Equation, cases: Sequence[Value]) -> tuple[View, ...]:
+    """Products of which one case is chosen go on where all that have any agree; else each is a unit of its own."""
+    uses: dict[Param | Mark, set[frozenset[Use | None]]] = collections.defaultdict(set)
+    kept: list[View] = []
+    for case in cases:
+        walk.refuse([view for view in case.views if not view.product], eqn, "chosen in place of data")
+        products = [view for view in case.views if view.product]
+        for source in {view.of for view in products}:
+            uses[source].add(frozenset(view.use for view in products if view.of is source))
+    for case in cases:
+        products = [view for view in case.views if view.product]
+        walk.close([view for view in products if len(uses[view.of]) > 1], eqn)
+        for view in products:
+            open_ = len(uses[view.of]) == 1 and (isinstance(view.of, Mark) or not walk.is_settled(view))
+            if open_ and not any(same(view, other) for other in kept if other.use is view.use):
+                kept.append(view)
+    return tuple(kept)
+
+
+def stop_gradient(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
+    """What is used behind it counts less, unless the gradient is somebody else's affair."""
+    (value,) = ins
+    return ins if walk.opaque else [Value(value.level, tuple(view.replace(stopped=True) for view in value.views))]
+
+
+def reduction(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
+    """A sum of a weight that data scaled along its axes is a product; other results of reductions hold no views."""
+    axes = set(eqn.first("axes", "dimensions"))
+    results = []
+    for value in ins:
+        if value.level <= Level.WEIGHT:
+            walk.summarise(value.views, eqn)
+            results.append(Value(value.level))
+            continue
+        views = tuple(found for view in value.views for found in _reduced(walk, eqn, view, axes))
+        results.append(Value(Level.DATA, views))
+    return results[: len(eqn.outs)]
+
+
+def _reduced(walk: Walk, eqn: Equation, view: View, axes: set[int]) -> Iterator[View]:
+    gone = view.on(axes) & view.varying()
+    rest = view.replace(axes=tuple(axis for t, axis in enumerate(view.axes) if t not in axes))
+    if not gone:
+        yield rest
+    elif eqn.name != "reduce_sum":
+        (walk.close if view.product else walk.refuse)([view], eqn, f"{ELEMENT} and is reduced")
+    elif view.product:
+        yield from _summed_up(walk, eqn, view, rest, gone)
+    else:
+        parts = any(view.axes[t].padded for t in axes)
+        if view.bent or parts or not gone <= view.scaled or not rest.spans():
+            walk.refuse([view], eqn, f"{ELEMENT} and is reduced")
+        else:
+            # What else the factor varies along is a batch of the product.
+            yield walk.start(rest, summed=view.summed | gone, shared=view.shared | (view.scaled - gone))
+
+
+def _summed_up(walk: Walk, eqn: Equation, view: View, rest: View, gone: set[Dim]) -> Iterator[View]:
+    """A product is summed over some of its dims. Its outputs only leave the axes: the units stay what they are."""
+    big = {dim for dim in gone if dim.size > 1}
+    chosen = {dim for _, dims in view.picks for dim in dims}
+    if isinstance(view.of, Mark):
+        walk.read(view.of)
+    elif big & chosen:
+        walk.refuse([view], eqn, CHOSEN)
+    elif big & view.shared:
+        walk.refuse([view], eqn, "added up after its product")
+    elif any(not big.isdisjoint(coord.dims) for coord in view.coords):
+        yield rest
+    else:
+        yield rest.replace(summed=view.summed | gone)
+
+
+def combined(walk: Walk, eqn: Equation, views: Iterable[View]) -> tuple[View, ...]:
+    """The views of a function of several values: scales and offsets of another parameter end, equal views are one."""
+    views = list(views)
+    along: dict[int, set[Param | Mark]] = collections.defaultdict(set)
+    if len({view.of for view in views}) > 1:
+        spans = [(view, view.spans()) for view in views]
+        for view, mine in spans:
+            for t in mine:
+                along[t].add(view.of)
+        lesser = [view for view, mine in spans if any(along[t] - {view.of} for t in along if t not in mine)]
+        walk.refuse(lesser, eqn, "scales or shifts another parameter")
+        views = [view for view in views if view not in lesser]
+    if len({view.of for view in views}) == len(views):
+        return tuple(views)
+    kept: dict[Param | Mark, list[View]] = collections.defaultdict(list)
+    for view in sorted(views, key=lambda view: view.stopped):
+        if view.product or not any(same(view, other) for other in kept[view.of]):
+            kept[view.of].append(view)
+    return tuple(view for group in kept.values() for view in group)
+
+
+def _several(value: Value) -> bool:
+    return len(value.sources) < len(value.views)
+
+
+def _placed(value: Value, shape: tuple[int, ...], out: tuple[int, ...]) -> Iterable[View]:
+    return map(functools.partial(aligned, shape=shape, out=out), value.views)
+
+
+_OTHERS: dict[str, Callable[..., Sequence[Value]]] = {
+    "add": add,
+    "add_any": add,
+    "complex": complex_,
+    "div": mul,
+    "mul": mul,
+    "select_n": select,
+    "stop_gradient": stop_gradient,
+    "sub": add,
+}
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(SAME, same_place),
+    **dict.fromkeys(ELEMENTWISE, elementwise),
+    **dict.fromkeys(REDUCTIONS, reduction),
+    **dict.fromkeys(NONLINEAR, nonlinear),
+    **_OTHERS,
+}

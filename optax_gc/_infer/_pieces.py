@@ -1,0 +1,233 @@
+"""Operations that cut values into pieces, join pieces, and index by constants or by data."""
+
+from __future__ import annotations
+
+import collections
+import functools
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from optax_gc._infer._arrays import Axis, Dim, Dims, Named, UnfollowedError, blank
+from optax_gc._infer._equation import Equation
+from optax_gc._infer._layout import MOVES
+from optax_gc._infer._values import Level, Value, level_of
+from optax_gc._infer._views import Mark, Param, View, cut, drop, flatten, pad
+from optax_gc._infer._walk import Rule, Walk, unknown
+
+PART = "a part that the data choose"
+
+
+def layout(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
+    """The views move with their axes."""
+    moved = [MOVES[eqn.name](eqn, view) for view in ins[0].views]
+    return [Value(ins[0].level, tuple(view for view in moved if view is not None))]
+
+
+def split(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
+    """Each result has the positions of one piece."""
+    ends = np.cumsum([0, *eqn["sizes"]])
+    pieces = zip(ends, ends[1:], strict=False)
+    return [_piece(ins[0], eqn["axis"], int(start), int(end)) for start, end in pieces]
+
+
+def unstack(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
+    """Each result has one position of the axis, which goes."""
+    axis = eqn["axis"]
+    pieces = [_piece(ins[0], axis, i, i + 1) for i in range(len(eqn.outs))]
+    return [Value(piece.level, tuple(drop(view, axis) for view in piece.views)) for piece in pieces]
+
+
+def _piece(value: Value, axis: int, start: int, end: int) -> Value:
+    views = (cut(view, axis, start, end) for view in value.views)
+    return Value(value.level, tuple(view for view in views if view is not None))
+
+
+def concatenate(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
+    """Each operand's views lie at its place along the axis, with empty positions around them."""
+    axis = eqn["dimension"]
+    ends = np.cumsum([0, *(shape[axis] for shape in eqn.shapes)])
+    return _side_by_side(walk, eqn, ins, axis, [int(end) for end in ends])
+
+
+def stack(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
+    """Each operand's views lie at one position of a new axis."""
+    axis = eqn["axis"]
+    opened = [
+        Value(value.level, tuple(v.replace(axes=(*v.axes[:axis], blank(1), *v.axes[axis:])) for v in value.views))
+        for value in ins
+    ]
+    return _side_by_side(walk, eqn, opened, axis, list(range(len(ins) + 1)))
+
+
+def _side_by_side(walk: Walk, eqn: Equation, ins: Sequence[Value], axis: int, ends: list[int]) -> list[Value]:
+    level, views = level_of(ins), []
+    for value, start, end in zip(ins, ends, ends[1:], strict=False):
+        raw = [v for v in value.views if level == Level.DATA and not v.product]
+        walk.refuse(raw, eqn, "joined to the data")
+        placed = [pad(v, axis, start, ends[-1] - end) for v in value.views if v not in raw and end > start]
+        views += [view for view in placed if view is not None]
+    return [Value(level, rejoined(views, axis))]
+
+
+def rejoined(views: Sequence[View], axis: int) -> tuple[View, ...]:
+    """Pieces of one parameter that lie side by side along an axis, and differ nowhere else, become one view."""
+    groups: dict[Param | Mark, list[View]] = collections.defaultdict(list)
+    for view in views:
+        groups[view.of].append(view)
+    return tuple(view for group in groups.values() for view in (_rejoin(group, axis) or group))
+
+
+def _rejoin(views: list[View], t: int) -> list[View] | None:
+    if len(views) == 1 or any(v.use or v.picks or v.bad or v.masks for v in views):
+        return None
+    views = sorted((flatten(view, t, pad=False) for view in views), key=lambda view: view.axes[t].lo)
+    first, last = views[0], views[-1]
+    if any(a.axes[t].lo + a.axes[t].inner != b.axes[t].lo for a, b in zip(views, views[1:], strict=False)):
+        return None
+    if any(v.axes[:t] != first.axes[:t] or v.axes[t + 1 :] != first.axes[t + 1 :] for v in views):
+        return None
+    whole, coords = Dim(sum(view.axes[t].inner for view in views)), []
+    for parts in zip(*(view.coords for view in views), strict=True):
+        own = [view.axes[t].dims[0] for view in views]
+        rest = tuple(dim for dim in parts[0].dims if dim is not own[0])
+        if any(set(part.dims) - {dim} != set(rest) for part, dim in zip(parts, own, strict=True)):
+            return None
+        if all(dim not in part.dims and part.equals(parts[0]) for part, dim in zip(parts, own, strict=True)):
+            coords.append(parts[0])
+            continue
+        data = [part.table(rest, (dim,)) for part, dim in zip(parts, own, strict=True)]
+        coords.append(Named((*rest, whole), np.concatenate(data, 1).reshape(*(d.size for d in rest), whole.size)))
+    axis = Axis((whole,), first.axes[t].lo, last.axes[t].hi)
+    return [first.with_axis(t, axis).replace(coords=tuple(coords))]
+
+
+def numbers(value: Value) -> tuple[Dims, np.ndarray] | None:
+    """The numbers of a constant index, with the loops' dims in front, or None where the data choose."""
+    return value.known.numbers() if value.level == Level.CONST and value.known else None
+
+
+def window(view: View, t: int, size: int, start: tuple[Dims, np.ndarray] | None, dims: Dims) -> View:
+    """Takes `size` positions of axis t from a start on, one for each position along `dims` and each step of a loop."""
+    whole = view.axes[t].length
+    if start is None:
+        if view.varying().isdisjoint(view.axes[t].dims):
+            return view.with_axis(t, blank(size))
+        if size > 1:
+            return view.replace(bad=PART).with_axis(t, blank(size))
+        return picked(view, t, dims).with_axis(t, blank(1))
+    loops, first = start
+    valid = np.broadcast_to(((first >= 0) & (first <= whole - size))[..., None], (*first.shape, size))
+    positions = np.clip(first.astype(int), 0, whole - size)[..., None] + np.arange(size)
+    view, along = flatten(view, t), Dim(size)
+    view = view.take(view.axes[t].dims[0], positions, (*loops, *dims, along), valid if dims else None)
+    return view.with_axis(t, Axis((along,)))
+
+
+def picked(view: View, t: int, dims: Dims) -> View:
+    """The data choose one position of axis t: the coordinates along it are not known any more."""
+    along = set(view.axes[t].dims)
+    coords, picks = list(view.coords), list(view.picks)
+    for a, coord in enumerate(view.coords):
+        if along.isdisjoint(coord.dims):
+            continue
+        if not along.issuperset(coord.dims):
+            raise UnfollowedError("is chosen by the data across its axes")
+        coords[a] = Named((), np.zeros((), int))
+        picks.append((a, dims))
+    masks = tuple(mask for mask in view.masks if along.isdisjoint(mask.dims))
+    return view.replace(coords=tuple(coords), picks=tuple(picks), masks=masks)
+
+
+def dynamic_slice(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
+    """A constant start cuts; one that the data choose leaves one unknown position."""
+    views: list[View] = []
+    starts = [numbers(value) for value in ins[1:]]
+    for found in ins[0].views:
+        view: View | None = found
+        for t, (size, start) in enumerate(zip(eqn["slice_sizes"], starts, strict=True)):
+            if view is None or size == eqn.shapes[0][t]:
+                continue
+            if start is None or start[0]:
+                view = window(view, t, size, start, ())
+            else:
+                first = min(max(int(start[1]), 0), eqn.shapes[0][t] - size)
+                view = cut(view, t, first, first + size)
+        views += [view] if view is not None else []
+    by_data = any(value.level == Level.DATA for value in ins[1:])
+    return [Value(max(ins[0].level, Level.SCALED if by_data and views else Level.CONST), tuple(views))]
+
+
+def gather(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
+    """A window at each index: constants index the coordinates, data pick."""
+    operand, index = ins
+    walk.refuse(index.views, eqn, "an index of gather")
+    dims = tuple(Dim(size) for size in eqn.shapes[1][:-1])
+    at = numbers(index)
+    views = tuple(_gathered(eqn, view, at, dims) for view in operand.views)
+    level = operand.level if at is not None or index.level < Level.DATA else max(Level.SCALED, operand.level)
+    return [Value(level, views)]
+
+
+def _gathered(eqn: Equation, view: View, at: tuple[Dims, np.ndarray] | None, dims: Dims) -> View:
+    numbers, sizes, shape = eqn["dimension_numbers"], eqn["slice_sizes"], eqn.shapes[0]
+    for t, size in enumerate(shape):
+        if t in numbers.operand_batching_dims:
+            view = flatten(view, t)
+            batch = numbers.start_indices_batching_dims[numbers.operand_batching_dims.index(t)]
+            view = view.take(view.axes[t].dims[0], np.arange(size), (dims[batch],)).with_axis(t, blank(1))
+        elif t in numbers.start_index_map and (sizes[t] < size or t in numbers.collapsed_slice_dims):
+            start = None if at is None else (at[0], at[1][..., numbers.start_index_map.index(t)])
+            view = window(view, t, sizes[t], start, dims)
+        elif sizes[t] < size:
+            view = cut(view, t, 0, sizes[t]) or view.replace(bad=PART).with_axis(t, blank(sizes[t]))
+    gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
+    view = view.drop_dims(view.on(gone))
+    offsets = dict(zip(numbers.offset_dims, (t for t in range(len(shape)) if t not in gone), strict=True))
+    batch_axes = iter(dims)
+    axes = [view.axes[offsets[o]] if o in offsets else Axis((next(batch_axes),)) for o in range(len(eqn.out))]
+    return view.replace(axes=tuple(axes))
+
+
+def dynamic_update_slice(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
+    """Among weights, pieces lie side by side. Products written into a buffer are somewhere along it."""
+    operand, update, *at = ins
+    short = [t for t, size in enumerate(eqn.shapes[1]) if size < eqn.out[t]]
+    if level_of(ins) >= Level.SCALED:
+        if operand.views or any(not v.product or isinstance(v.of, Mark) for v in update.views):
+            return unknown(walk, eqn, ins)
+        walk.end([view for view in update.views if not view.spans().isdisjoint(short)], eqn)
+        views = [view for view in update.views if view.spans().isdisjoint(short)]
+        spread = (functools.reduce(lambda v, t: v.with_axis(t, blank(eqn.out[t])), short, view) for view in views)
+        return [Value(Level.DATA, tuple(spread))]
+    starts = [numbers(value) for value in at]
+    if any(start is None or start[0] for start in starts) or len(short) > 1:
+        return unknown(walk, eqn, ins)
+    if not short:
+        return [update]
+    (t,) = short
+    size, whole = eqn.shapes[1][t], eqn.out[t]
+    first = min(max(int(starts[t][1]), 0), whole - size)  # type: ignore[index]
+    pieces: Iterable[View | None] = (
+        *(pad(view, t, first, whole - first - size) for view in update.views),
+        *(_kept(view, t, 0, first, whole) for view in operand.views if first),
+        *(_kept(view, t, first + size, whole, whole) for view in operand.views if first + size < whole),
+    )
+    return [Value(Level.WEIGHT, rejoined([piece for piece in pieces if piece is not None], t))]
+
+
+def _kept(view: View, t: int, start: int, end: int, whole: int) -> View | None:
+    piece = cut(view, t, start, end)
+    return piece and pad(piece, t, start, whole - end)
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(MOVES, layout),
+    "concatenate": concatenate,
+    "dynamic_slice": dynamic_slice,
+    "dynamic_update_slice": dynamic_update_slice,
+    "gather": gather,
+    "split": split,
+    "stack": stack,
+    "unstack": unstack,
+}

@@ -1,0 +1,215 @@
+"""Contractions and convolutions: where weights meet the data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from optax_gc._infer._arrays import Axis, Dim, blank, size_of
+from optax_gc._infer._equation import Equation
+from optax_gc._infer._values import Level, Value
+from optax_gc._infer._views import Mark, Use, View, flatten
+from optax_gc._infer._walk import Rule, Walk, unknown
+
+ACTS_AS_DATA = "acts as data"
+BY_PARAMETER = "multiplied by another parameter before it meets the data"
+ALONG_INPUTS = "scaled by data along its inputs"
+
+
+class _Side(NamedTuple):
+    """The axes of one operand of a contraction, by what becomes of them."""
+
+    contracted: tuple[int, ...]
+    batch: tuple[int, ...]
+    groups: tuple[int, ...]  # of a ragged product: chosen by the data, row by row
+    free: tuple[int, ...]
+
+
+def dot_general(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
+    """What is contracted is summed, what is in the batch is shared, the rest stays on the axes."""
+    contracted, batch = eqn["dimension_numbers"]
+    return _contraction(walk, eqn, ins[:2], contracted, batch, ((), ()))
+
+
+def ragged_dot(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
+    """A product in which the data choose the group of each row; the groups are shared."""
+    numbers = eqn["ragged_dot_dimension_numbers"]
+    groups = tuple(numbers.rhs_group_dimensions)
+    if not groups or ins[0].level == Level.WEIGHT:
+        return unknown(walk, eqn, ins)
+    contracted, batch = numbers.dot_dimension_numbers
+    return _contraction(walk, eqn, ins[:2], contracted, batch, ((), groups))
+
+
+def _contraction(
+    walk: Walk, eqn: Equation, ins: Sequence[Value], contracted: Any, batch: Any, groups: Any
+) -> Sequence[Value]:
+    sides = []
+    for k in (0, 1):
+        taken = (*contracted[k], *batch[k], *groups[k])
+        free = tuple(t for t in range(len(eqn.shapes[k])) if t not in taken)
+        sides.append(_Side(tuple(contracted[k]), tuple(batch[k]), tuple(groups[k]), free))
+    ins = _activations(walk, eqn, ins, sides)
+    views, met = [], False
+    for k, value in enumerate(ins):
+        other, ended = ins[1 - k], []
+        for view in value.views:
+            placed = _placed(eqn, view, sides, k)
+            if view.product:
+                grown = _same_einsum(walk, eqn, view, placed, sides[k], other)
+                views += [grown] if grown else []
+                ended += [] if grown else [view]
+            elif value.level >= Level.SCALED and _is_raw(other):
+                (walk.close if view.scaled and not view.bent else walk.refuse)([view], eqn, ACTS_AS_DATA)
+            elif other.level not in (Level.CONST, Level.WEIGHT) and _is_lookup(other, sides[1 - k]):
+                walk.refuse([view], eqn, "lookup table (one-hot product)")
+            elif (chosen := _selection(eqn, view, sides, k, other)) is not None:
+                views.append(chosen)
+            elif other.level == Level.WEIGHT:
+                if view.varying() <= view.on(sides[k].contracted):
+                    walk.summarise([view], eqn)
+                else:
+                    views.append(placed.replace(bad=view.bad or BY_PARAMETER))
+            elif reason := _refusal(view, sides[k]):
+                walk.refuse([view], eqn, reason)
+            else:
+                met = True
+                views.append(
+                    walk.start(
+                        placed,
+                        summed=view.summed | view.on(sides[k].contracted),
+                        shared=view.shared | view.on((*sides[k].batch, *sides[k].groups)),
+                        use=Use(walk.tier(view, other.level), eqn.eqn),
+                    )
+                )
+        (walk.end if other.level == Level.CONST else walk.close)(ended, eqn)
+    if max(value.level for value in ins) <= Level.WEIGHT and not met:
+        return [Value(Level.WEIGHT, tuple(views))]
+    return [Value(Level.DATA, tuple(view for view in views if view.product))]
+
+
+def _placed(eqn: Equation, view: View, sides: Sequence[_Side], k: int) -> View:
+    """The view on the axes of the result: the batch, then what is free on the left, then on the right."""
+    mine = [view.axes[t] for t in sides[k].free]
+    blanks = [blank(eqn.shapes[1 - k][t]) for t in sides[1 - k].free]
+    free = mine + blanks if k == 0 else blanks + mine
+    return view.replace(axes=(*(view.axes[t] for t in sides[k].batch), *free))
+
+
+def _activations(walk: Walk, eqn: Equation, ins: Sequence[Value], sides: Sequence[_Side]) -> Sequence[Value]:
+    """Of two weights, one that is repeated along a free axis, as for each example, acts as data."""
+    if any(value.level != Level.WEIGHT for value in ins):
+        return ins
+    repeated = [
+        any(
+            eqn.shapes[k][t] > 1 and not any(t in view.spans() for view in value.views)
+            for t in (*sides[k].free, *sides[k].batch)
+        )
+        and bool(value.views)
+        for k, value in enumerate(ins)
+    ]
+    if repeated[0] == repeated[1]:
+        return ins
+    walk.refuse(ins[repeated.index(True)].views, eqn, ACTS_AS_DATA)
+    return [Value(Level.DATA) if acts else value for value, acts in zip(ins, repeated, strict=True)]
+
+
+def _is_raw(value: Value) -> bool:
+    return value.level == Level.WEIGHT and any(not view.bad for view in value.views)
+
+
+def _is_lookup(other: Value, side: _Side) -> bool:
+    return bool(side.contracted) and other.facts.hot.issuperset(side.contracted)
+
+
+def _refusal(view: View, side: _Side) -> str:
+    """Why a weight that meets the data here has no units, or nothing."""
+    inputs, varying = view.on(side.contracted), view.varying()
+    if inputs & view.scaled:
+        return ALONG_INPUTS
+    if view.bent and view.scaled & view.on((*side.batch, *side.groups)):
+        return "scaled by data"
+    wide = any(view.axes[t].length > 1 for t in side.free)
+    if varying & inputs and wide and view.on(side.free).isdisjoint(varying):
+        return "spread over units that share it"
+    return ""
+
+
+def _same_einsum(walk: Walk, eqn: Equation, view: View, placed: View, side: _Side, other: Value) -> View | None:
+    """One `einsum` of several operands is one product, in whatever order sizes make it contract."""
+    inputs = view.on(side.contracted) & view.varying()
+    if isinstance(view.of, Mark) or view.use is None or not inputs or other.level < Level.SCALED:
+        return None
+    formula = _formula(eqn.eqn)
+    if formula is None or formula != _formula(view.use.eqn) or any(view.axes[t].padded for t in side.contracted):
+        return None
+    walk.ended[view.use] = None
+    return walk.start(placed, summed=view.summed | inputs, use=dataclasses.replace(view.use))
+
+
+def _formula(eqn: Any) -> Any:
+    """The call of `einsum`, of three operands or more, that an equation is a step of."""
+    scopes = [step.name for step in getattr(eqn.source_info.name_stack, "stack", ()) if hasattr(step, "name")]
+    several = bool(scopes) and "->" in scopes[-1] and scopes[-1].count(",") > 1
+    return (scopes[-1], eqn.source_info.traceback) if several else None
+
+
+def _selection(eqn: Equation, view: View, sides: Sequence[_Side], k: int, other: Value) -> View | None:
+    """A constant matrix with at most one 1 in each row takes positions."""
+    mine, theirs = sides[k], sides[1 - k]
+    if other.level != Level.CONST or not other.known or not _is_lookup(other, theirs):
+        return None
+    if len(mine.contracted) != 1 or mine.batch or mine.groups or len(theirs.free) != 1:
+        return None
+    loops, matrix = other.known.numbers()
+    if loops:
+        return None
+    matrix = matrix.T if theirs.free[0] else matrix
+    if not np.isin(matrix, (0, 1)).all():
+        return None
+    t = mine.contracted[0]
+    view, new = flatten(view, t), Dim(len(matrix))
+    found = view.take(view.axes[t].dims[0], matrix.argmax(1), (new,), matrix.any(1)).with_axis(t)
+    return found.replace(axes=(*found.axes, Axis((new,))) if k == 0 else (Axis((new,)), *found.axes))
+
+
+def conv_general_dilated(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
+    """Window and input channels are summed, output channels stay; groups of several inputs are shared."""
+    data, kernel = ins
+    numbers = eqn["dimension_numbers"]
+    groups = max(eqn["feature_group_count"], eqn["batch_group_count"])
+    out, *inputs = numbers.rhs_spec
+    products = [view for view in data.views if view.product]
+    (walk.end if kernel.level == Level.CONST else walk.close)(products, eqn)
+    walk.refuse([view for view in data.views if not view.product], eqn, "the input of a convolution")
+    views = []
+    for view in kernel.views:
+        if view.product or data.level == Level.WEIGHT:
+            walk.close([view], eqn, "convolved with another parameter")
+        elif view.on(inputs) & view.scaled:
+            walk.refuse([view], eqn, ALONG_INPUTS)
+        else:
+            axes = [blank(size) for size in eqn.out]
+            axes[numbers.out_spec[1]] = view.axes[out]
+            shared: list[Dim] = []
+            # The groups of a depthwise convolution are its outputs.
+            for dim in view.axes[out].dims if groups > 1 and eqn.shapes[1][inputs[0]] > 1 else ():
+                if groups % size_of((*shared, dim)):
+                    break
+                shared.append(dim)
+            use = Use(walk.tier(view, data.level), eqn.eqn, "conv")
+            placed = view.replace(axes=tuple(axes))
+            summed, shares = view.summed | view.on(inputs), view.shared | set(shared)
+            views.append(walk.start(placed, summed=summed, shared=shares, use=use))
+    return [Value(Level.DATA, tuple(views))]
+
+
+RULES: dict[str, Rule] = {
+    "conv_general_dilated": conv_general_dilated,
+    "dot_general": dot_general,
+    "ragged_dot": ragged_dot,
+    "ragged_dot_general": ragged_dot,
+}

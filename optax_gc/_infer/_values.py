@@ -1,0 +1,98 @@
+"""What is known of a value of the program: how it depends on the params, and what it holds of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from optax_gc._infer._arrays import LIMIT
+from optax_gc._infer._constants import Constant
+from optax_gc._infer._views import Mark, Param, Use, View
+
+
+class Level(enum.IntEnum):
+    """What a value is made of. Each contains the one before."""
+
+    CONST = 0
+    NOISE = 1  # drawn from a key
+    WEIGHT = 2  # params and the above
+    SCALED = 3  # a weight times data that nothing has summed yet
+    DATA = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """Axes of a value of which something is known that does not depend on the numbers."""
+
+    flat: frozenset[int] = frozenset()  # all positions are equal
+    hot: frozenset[int] = frozenset()  # at most one position is not zero
+    distinct: frozenset[int] = frozenset()  # no two positions are equal
+    zero: bool = False
+
+
+NOTHING = Facts()
+
+
+def facts_of(array: Any) -> Facts:
+    """What the numbers of a constant say, if they are not too many to look at."""
+    if np.ndim(array) == 0:
+        return Facts(zero=True) if isinstance(array, (int, float, np.generic)) and array == 0 else NOTHING
+    if array.size > LIMIT or array.dtype.kind not in "iufb":
+        return NOTHING
+    numbers = np.asarray(array)
+    hot = {t for t in range(numbers.ndim) if numbers.shape[t] > 1 and (np.count_nonzero(numbers, t) <= 1).all()}
+    line = numbers.ndim == 1 and len(np.unique(numbers)) == numbers.size
+    return Facts(hot=frozenset(hot), distinct=frozenset([0] if line else []), zero=not numbers.any())
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Value:
+    level: Level
+    views: tuple[View, ...] = ()
+    known: Constant | None = None
+    facts: Facts = NOTHING
+
+    # Kept with the value, so that adding up many of them looks at each view once.
+    @functools.cached_property
+    def sources(self) -> frozenset[Param | Mark]:
+        return frozenset(view.of for view in self.views)
+
+    @functools.cached_property
+    def uses(self) -> frozenset[Use | None]:
+        return frozenset(view.use for view in self.views)
+
+    @functools.cached_property
+    def all_products(self) -> bool:
+        return all(view.product for view in self.views)
+
+    @functools.cached_property
+    def spans(self) -> frozenset[int] | None:
+        """The axes that all of its views vary along, or None where they differ."""
+        spans = {view.spans() for view in self.views}
+        return spans.pop() if len(spans) == 1 else None
+
+
+def joined(level: Level, a: Value, b: Value) -> Value:
+    """The views of both, where nothing is to be compared: in time for their number, not for their kinds."""
+    value = Value(level, a.views + b.views)
+    value.__dict__.update(
+        sources=a.sources | b.sources,
+        uses=a.uses | b.uses,
+        all_products=a.all_products and b.all_products,
+        spans=a.spans if a.spans == b.spans else None,
+    )
+    return value
+
+
+def level_of(ins: Iterable[Value]) -> Level:
+    return max((value.level for value in ins), default=Level.CONST)
+
+
+def is_integer(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.integer)

@@ -1,0 +1,289 @@
+"""Views: which stored entries of a parameter stand behind the elements of a value, and how layout moves them."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from optax_gc._infer._arrays import Axis, Dim, Dims, Named, UnfollowedError, blank, renamed, size_of
+
+
+class Tier(enum.IntEnum):
+    """How much a use counts. Only the uses of the first tier that a parameter has are asked for its axes."""
+
+    WITH_DATA = 0
+    UNREAD = 1  # its product reaches no result
+    WITH_CONSTANT = 2
+    NO_GRADIENT = 3
+    BACKWARD = 4
+    SUMMARY = 5  # a norm, a mean, a comparison: a number that says nothing of axes
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Param:
+    """A leaf of the params."""
+
+    index: int
+    shape: tuple[int, ...]
+
+
+class Mark:
+    """Stands for what a loop carries, to see whether its body adds to it or reads it."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Use:
+    """Where a weight met the data. Its identity tells one product from another."""
+
+    tier: Tier
+    eqn: Any
+    op: Literal["dot", "conv"] = "dot"
+    shares: frozenset[int] = frozenset()  # stored axes that ran along a batch of the product
+    outputs: frozenset[int] = frozenset()  # stored axes that ran along its outputs
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class View:
+    """For each stored axis of a parameter, the coordinate of every element of a value.
+
+    A dim of a coordinate lies on an axis of the value, or is summed over, or is neither: the step of a loop, the
+    block of a device, an output that was averaged.
+    """
+
+    of: Param | Mark
+    axes: tuple[Axis, ...]
+    coords: tuple[Named, ...]
+    masks: tuple[Named, ...] = ()  # where there is a weight at all
+    picks: tuple[tuple[int, Dims], ...] = ()  # stored axes whose position data choose, and the dims of the choice
+    summed: frozenset[Dim] = frozenset()
+    shared: frozenset[Dim] = frozenset()  # the batch of a product
+    scaled: frozenset[Dim] = frozenset()  # along which a factor of data varies
+    use: Use | None = None
+    product: bool = False  # something was summed since the use
+    bent: bool = False  # something nonlinear happened between the two
+    bad: str = ""  # why no axes can be read off, whatever follows
+    stopped: bool = False  # no gradient passes
+    imaginary: bool = False
+
+    def replace(self, **changes: Any) -> View:
+        return dataclasses.replace(self, **changes)
+
+    def with_axis(self, t: int, *axes: Axis) -> View:
+        return self.replace(axes=(*self.axes[:t], *axes, *self.axes[t + 1 :]))
+
+    def varying(self) -> set[Dim]:
+        dims = {dim for array in (*self.coords, *self.masks) for dim in array.dims}
+        return dims.union(*(chosen for _, chosen in self.picks))
+
+    def spans(self) -> frozenset[int]:
+        """The axes of the value that it varies along."""
+        varying = self.varying()
+        return frozenset(t for t, axis in enumerate(self.axes) if any(d in varying and d.size > 1 for d in axis.dims))
+
+    def on(self, axes: Iterable[int]) -> set[Dim]:
+        return {dim for t in axes for dim in self.axes[t].dims}
+
+    def map(self, function: Callable[[Named], Named], names: Mapping[Dim, Dims]) -> View:
+        """Applies a function to all arrays, and renames dims in the sets."""
+        sets = {name: frozenset(renamed(getattr(self, name), names)) for name in ("summed", "shared", "scaled")}
+        picks = tuple((axis, tuple(renamed(dims, names))) for axis, dims in self.picks)
+        coords, masks = tuple(map(function, self.coords)), tuple(map(function, self.masks))
+        return self.replace(coords=coords, masks=masks, picks=picks, **sets)
+
+    def rename(self, names: Mapping[Dim, Dim]) -> View:
+        """The same view with other names for some dims, on its axes, too."""
+        view = self.map(lambda array: array.renamed(names), {old: (new,) for old, new in names.items()})
+        axes = (axis._replace(dims=tuple(names.get(dim, dim) for dim in axis.dims)) for axis in view.axes)
+        return view.replace(axes=tuple(axes))
+
+    def take(self, dim: Dim, positions: np.ndarray, new: Dims, valid: np.ndarray | None = None) -> View:
+        """Indexes a dim by an array over the dims `new`. The axis that it lies on is left to the caller."""
+        view = self.map(lambda array: array.at(dim, positions, new), {dim: new})
+        if valid is None or valid.all() or dim not in self.varying():
+            return view
+        return view.replace(masks=(*view.masks, Named(new, np.asarray(valid))))
+
+    def drop_dims(self, dims: Iterable[Dim]) -> View:
+        """Takes the first position of dims that leave their axis."""
+        view = self
+        for dim in dims:
+            view = view.take(dim, np.zeros((), int), ())
+        return view
+
+
+def stored(param: Param) -> View:
+    """A parameter that nothing has happened to."""
+    return _identity(param, param.shape)
+
+
+def marked(shape: tuple[int, ...]) -> View:
+    """The mark of what a loop carries."""
+    return _identity(Mark(), shape).replace(product=True)
+
+
+def _identity(of: Param | Mark, shape: tuple[int, ...]) -> View:
+    axes = tuple(blank(size) for size in shape)
+    return View(of, axes, tuple(Named(axis.dims, np.arange(axis.inner)) for axis in axes))
+
+
+def same(a: View, b: View) -> bool:
+    """Whether two views say the same of the same places."""
+    if a is b:
+        return True
+    if a.of is not b.of or a.use is not b.use or len(a.axes) != len(b.axes):
+        return False
+    flags = ("product", "bad", "imaginary", "picks", "summed", "shared", "scaled")
+    if any(getattr(a, name) != getattr(b, name) for name in flags):
+        return False
+    places: dict[tuple[int, int], Dim] = {}
+    a, b = by_place(a, places), by_place(b, places)
+    spans = a.spans() | b.spans()
+    if any((a.axes[t].lo, a.axes[t].hi) != (b.axes[t].lo, b.axes[t].hi) for t in spans) or len(a.masks) != len(b.masks):
+        return False
+    return all(map(Named.equals, (*a.coords, *a.masks), (*b.coords, *b.masks)))
+
+
+def by_place(view: View, places: dict[tuple[int, int], Dim]) -> View:
+    """Names the dims of each axis by its place, so that views of one value can be compared."""
+    for t in range(len(view.axes)):
+        if not view.varying().isdisjoint(view.axes[t].dims):
+            view = flatten(view, t, pad=False)
+            axis = view.axes[t]
+            place = places.setdefault((t, axis.inner), Dim(axis.inner))
+            view = view.rename({axis.dims[0]: place})
+    return view
+
+
+# Layout is indexing: an axis is cut, padded, flattened or reshaped by indexing the arrays behind it.
+
+
+def flatten(view: View, t: int, pad: bool = True) -> View:
+    """Makes axis t one dim; with `pad`, its empty positions are masked."""
+    axis = view.axes[t]
+    if len(axis.dims) != 1:
+        flat = Dim(axis.inner)
+
+        def merge(array: Named) -> Named:
+            if set(array.dims).isdisjoint(axis.dims):
+                return array
+            rest = tuple(dim for dim in array.dims if dim not in axis.dims)
+            return Named((*rest, flat), array.table(rest, axis.dims).reshape([d.size for d in rest] + [flat.size]))
+
+        axis = Axis((flat,), axis.lo, axis.hi)
+        view = view.map(merge, dict.fromkeys(view.axes[t].dims, (flat,))).with_axis(t, axis)
+    if pad and axis.padded:
+        wide = Dim(axis.length)
+        positions = np.arange(wide.size) - axis.lo
+        valid = (positions >= 0) & (positions < axis.inner)
+        view = view.take(axis.dims[0], np.clip(positions, 0, axis.inner - 1), (wide,), valid)
+        view = view.with_axis(t, Axis((wide,)))
+    return view
+
+
+def indexed(view: View, t: int, positions: np.ndarray, valid: np.ndarray | None = None) -> View:
+    """Takes some positions of axis t, in any order and any number."""
+    view = flatten(view, t)
+    new = Dim(len(positions))
+    return view.take(view.axes[t].dims[0], positions, (new,), valid).with_axis(t, Axis((new,)))
+
+
+def cut(view: View, t: int, start: int, limit: int, step: int = 1) -> View | None:
+    """Takes `[start:limit:step]` of axis t, or None where the weight is elsewhere."""
+    axis = view.axes[t]
+    if step != 1:
+        return indexed(view, t, np.arange(start, limit, step))
+    first, last = max(start - axis.lo, 0), min(limit - axis.lo, axis.inner)
+    if first >= last:
+        return None
+    lo, hi = max(axis.lo - start, 0), max(limit - axis.lo - axis.inner, 0)
+    dims = axis.dims
+    # Dims are kept apart as far as the cut lies on their boundaries.
+    while (first, last) != (0, size_of(dims)):
+        major, minor = dims[0], size_of(dims[1:])
+        if first % minor == 0 and last % minor == 0:
+            new = Dim((last - first) // minor)
+            view = view.take(major, np.arange(first // minor, last // minor), (new,))
+            dims, first, last = (new, *dims[1:]), 0, last - first
+        elif first // minor == (last - 1) // minor:
+            view = view.take(major, np.asarray(first // minor), ())
+            dims, first, last = dims[1:], first % minor, (last - 1) % minor + 1
+        else:
+            view = flatten(view.with_axis(t, Axis(dims)), t)
+            dims = view.axes[t].dims
+    return view.with_axis(t, Axis(dims, lo, hi))
+
+
+def pad(view: View, t: int, lo: int, hi: int, inner: int = 0) -> View | None:
+    """Puts empty positions around axis t and between its elements; negative ones cut."""
+    if inner:
+        positions = np.arange(max(view.axes[t].length * (inner + 1) - inner, 0))
+        view = indexed(view, t, positions // (inner + 1), positions % (inner + 1) == 0)
+    left = cut(view, t, max(-lo, 0), view.axes[t].length - max(-hi, 0))
+    if left is None:
+        return None
+    axis = left.axes[t]
+    return left.with_axis(t, Axis(axis.dims, axis.lo + max(lo, 0), axis.hi + max(hi, 0)))
+
+
+def drop(view: View, t: int) -> View:
+    """Removes axis t, which has one position."""
+    return view.drop_dims(view.axes[t].dims).with_axis(t)
+
+
+def reshape(view: View, new: Sequence[int]) -> View:
+    """Regroups the dims of the axes; a reshape that cuts across dims makes one of them first."""
+    old = [axis.length for axis in view.axes]
+    if 0 in old or 0 in new:
+        raise UnfollowedError("is empty")
+    axes: list[Axis] = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        a, b, have, want = i, j, 1, 1
+        if i < len(old):
+            have, i = old[i], i + 1
+        if j < len(new):
+            want, j = new[j], j + 1
+        while have != want:
+            if have < want:
+                have, i = have * old[i], i + 1
+            else:
+                want, j = want * new[j], j + 1
+        if (i - a, j - b) == (1, 1):
+            axes.append(view.axes[a])
+            continue
+        for t in range(a, i):
+            if view.axes[t].padded:
+                view = flatten(view, t)
+        view, regrouped = _regroup(view, [dim for t in range(a, i) for dim in view.axes[t].dims], new[b:j])
+        axes += regrouped
+    return view.replace(axes=tuple(axes))
+
+
+def _regroup(view: View, dims: Sequence[Dim], sizes: Sequence[int]) -> tuple[View, list[Axis]]:
+    """Splits a run of dims into axes of these sizes. The axes of the view are left to the caller."""
+    view = view.drop_dims(dim for dim in dims if dim.size == 1)
+    todo = [dim for dim in reversed(dims) if dim.size > 1]
+    axes = []
+    for size in sizes:
+        run: Dims = ()
+        while (have := size_of(run)) < size:
+            dim = todo.pop()
+            need = size // have
+            if size % have == 0 and need % dim.size == 0:
+                run = (*run, dim)
+            elif size % have == 0 and dim.size % need == 0:
+                parts = (Dim(need), Dim(dim.size // need))
+                view = view.map(lambda array, dim=dim, parts=parts: array.split(dim, parts), {dim: parts})
+                run = (*run, parts[0])
+                todo.append(parts[1])
+            else:
+                mixed = flatten(view.replace(axes=(Axis((*run, dim, *reversed(todo))),)), 0)
+                view, run, todo = mixed.replace(axes=view.axes), (), [mixed.axes[0].dims[0]]
+                if todo[0].size % size:
+                    raise UnfollowedError("mixes its axes")
+        axes.append(Axis(run) if run else blank(1))
+    return view, axes

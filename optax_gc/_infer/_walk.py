@@ -1,0 +1,241 @@
+"""The walk over a program: an environment, a loop over equations, and what was said of each parameter."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax.extend.core as jex
+
+from optax_gc._infer._arrays import Dim, UnfollowedError
+from optax_gc._infer._constants import folded, literal
+from optax_gc._infer._equation import Equation, open_jaxpr
+from optax_gc._infer._facts import facts_after
+from optax_gc._infer._names import ALWAYS
+from optax_gc._infer._values import Level, Value, facts_of, level_of
+from optax_gc._infer._views import Mark, Param, Tier, Use, View
+
+Rule = Callable[["Walk", Equation, Sequence[Value]], Sequence[Value]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Remark:
+    """A use of a parameter that gives no axes, and why."""
+
+    of: Param
+    tier: Tier
+    reason: str
+    eqn: Any
+
+
+@dataclasses.dataclass
+class Group:
+    """Views of one parameter that were added up before anything read the sum."""
+
+    of: Param
+    views: list[View]
+
+
+class Walk:
+    """Walks jaxprs and keeps what their equations say.
+
+    Args:
+      rules: what to do with a primitive, by its name.
+      captured: what an array is that the function closes over.
+    """
+
+    def __init__(self, rules: Mapping[str, Rule], captured: Level):
+        self._rules, self.captured = rules, captured
+        self.backward = False
+        self.opaque = False  # inside a function with a gradient of its own, where stop_gradient says nothing
+        self.blocks: dict[Any, Dim] = {}  # the devices along each axis of the mesh
+        # Logs: what is said later stands behind, so that it can be taken back.
+        self.groups: list[Group] = []
+        self.remarks: list[Remark] = []
+        self.products: dict[Use, View] = {}
+        self.ended: dict[Use | None, None] = {}
+        self._settled: dict[Use | None, None] = {}
+        self._read: dict[Mark, None] = {}
+
+    def jaxpr(self, jaxpr: Any, ins: Sequence[Value], consts: Sequence[Any] | None = None) -> list[Value]:
+        """Walks a jaxpr and returns what is known of its results."""
+        consts = getattr(jaxpr, "consts", ()) if consts is None else consts
+        jaxpr = open_jaxpr(jaxpr)
+        env: dict[Any, Value] = {}
+        for var, const in zip(jaxpr.constvars, consts, strict=True):
+            env[var] = Value(self.captured, known=literal(const), facts=facts_of(const))
+        env.update(zip(jaxpr.invars, ins, strict=True))
+
+        def read(atom: Any) -> Value:
+            if type(atom) is jex.Literal:
+                return Value(Level.CONST, known=literal(atom.val), facts=facts_of(atom.val))
+            return env[atom]
+
+        for eqn in jaxpr.eqns:
+            outer = self.backward
+            self.backward = outer or _is_backward(eqn)
+            env.update(zip(eqn.outvars, self._equation(eqn, [read(atom) for atom in eqn.invars]), strict=True))
+            self.backward = outer
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def _equation(self, eqn: Any, ins: list[Value]) -> Sequence[Value]:
+        name = eqn.primitive.name
+        rule = self._rules.get(name)
+        if name not in ALWAYS and not any(value.views for value in ins):
+            return without_views(eqn, ins)
+        said = self.said()
+        try:
+            outs = (rule or unknown)(self, Equation(eqn), ins)
+        except UnfollowedError as unfollowed:
+            self.take_back(said)
+            outs = refused(self, eqn, ins, str(unfollowed))
+        if name in ALWAYS:
+            return outs
+        return [
+            dataclasses.replace(out, facts=facts) if (facts := facts_after(eqn, ins, i)) is not out.facts else out
+            for i, out in enumerate(outs)
+        ]
+
+    def said(self) -> tuple[int, ...]:
+        return tuple(map(len, self._logs()))
+
+    def take_back(self, said: tuple[int, ...]) -> None:
+        """Forgets all that was said since."""
+        for log, length in zip(self._logs(), said, strict=True):
+            if isinstance(log, list):
+                del log[length:]
+            else:
+                while len(log) > length:
+                    log.popitem()
+
+    def _logs(self) -> tuple[list[Any] | dict[Any, Any], ...]:
+        return self.groups, self.remarks, self.products, self.ended, self._settled, self._read
+
+    # What becomes of views.
+
+    def tier(self, view: View, other: Level = Level.DATA) -> Tier:
+        if self.backward:
+            return Tier.BACKWARD
+        if view.stopped:
+            return Tier.NO_GRADIENT
+        # Without arguments the constants are the data.
+        return Tier.WITH_CONSTANT if other == self.captured == Level.CONST else Tier.WITH_DATA
+
+    def start(self, view: View, **changes: Any) -> View:
+        """A product begins: what it shared with the data, and its outputs, are noted."""
+        view = view.replace(product=True, scaled=frozenset(), bent=False, **changes)
+        assert view.use is not None
+        outputs = view.on(range(len(view.axes))) - view.shared
+        shares, outs = (
+            frozenset(a for a, coord in enumerate(view.coords) if not dims.isdisjoint(coord.dims))
+            for dims in (view.shared, outputs)
+        )
+        view = view.replace(use=dataclasses.replace(view.use, shares=shares, outputs=outs))
+        assert view.use is not None
+        self.products[view.use] = view
+        return view
+
+    def close(self, views: Iterable[View], eqn: Any, reason: str = "") -> None:
+        """The views are read: what they have been through is how their parameter is used here.
+
+        Args:
+          views: views of one value. Those of one parameter are judged together.
+          eqn: the equation that reads them.
+          reason: what to say of a view that has not met the data in a product.
+        """
+        together: dict[tuple[Param, bool], list[View]] = collections.defaultdict(list)
+        for view in views:
+            if isinstance(view.of, Mark):
+                self.read(view.of)
+            elif view.bad or not (view.product or (view.scaled and not view.bent)):
+                self.refuse([view], eqn, reason)
+            else:
+                self.ended[view.use] = None
+                together[view.of, view.stopped].append(view)
+        for (param, _), group in together.items():
+            self.groups.append(Group(param, group))
+            if len({view.use for view in group}) == 1:
+                self._settled[group[0].use] = None
+
+    def refuse(self, views: Iterable[View], eqn: Any, reason: str) -> None:
+        """The views end in a use that gives no axes."""
+        for view in views:
+            if isinstance(view.of, Mark):
+                self.read(view.of)
+                continue
+            self.ended[view.use] = None
+            tier = view.use.tier if view.product and view.use else self.tier(view)
+            if view.stopped:
+                tier = max(tier, Tier.NO_GRADIENT)
+            reason = view.bad or ("lookup table" if view.picks and not view.product else reason)
+            self.remarks.append(Remark(view.of, tier, reason, eqn.eqn if isinstance(eqn, Equation) else eqn))
+
+    def summarise(self, views: Iterable[View], eqn: Equation) -> None:
+        """The views end in numbers that say nothing of axes."""
+        for view in views:
+            if isinstance(view.of, Param):
+                self.remarks.append(Remark(view.of, Tier.SUMMARY, "", eqn.eqn))
+
+    def end(self, views: Sequence[View], eqn: Equation) -> None:
+        """The views enter an operation that may yet add them up.
+
+        Batches of products, and parts of one that lie side by side, are left alone: their units may not be complete.
+        """
+        views = [view for view in views if not self.is_settled(view)]
+        parts = collections.Counter(view.of for view in views)
+        for view in views:
+            lost = view.product and isinstance(view.of, Param) and self._may_be_added(view, parts[view.of] > 1)
+            (self.refuse if lost else self.close)([view], eqn, f"a batch of products enters {eqn.name}")
+
+    def _may_be_added(self, view: View, beside_others: bool) -> bool:
+        visible = view.on(range(len(view.axes)))
+        left = {dim for dim in view.varying() - view.summed if dim.size > 1}
+        return bool(left & view.shared or left - visible) or (
+            beside_others and (bool(view.masks) or any(axis.padded for axis in view.axes))
+        )
+
+    def read(self, mark: Mark) -> None:
+        self._read[mark] = None
+
+    def was_read(self, mark: Mark) -> bool:
+        return mark in self._read
+
+    def is_settled(self, view: View) -> bool:
+        """Whether the product is known to be a sum of its own, so that what it is added to does not matter."""
+        return view.use in self._settled
+
+    def all_unsettled(self, value: Value) -> bool:
+        return self._settled.keys().isdisjoint(value.uses)
+
+
+def without_views(eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
+    """What holds nothing of the params has a level, perhaps numbers, and perhaps facts."""
+    level = level_of(ins)
+    constants = [value.known for value in ins if value.known is not None]
+    fold = level == Level.CONST and len(constants) == len(ins)
+    return [
+        Value(level, known=folded(eqn, constants, i) if fold else None, facts=facts_after(eqn, ins, i))
+        for i in range(len(eqn.outvars))
+    ]
+
+
+def unknown(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
+    """Nobody knows what becomes of the axes: weights are left alone, products end."""
+    for value in ins:
+        walk.refuse([v for v in value.views if not v.product], eqn, f"enters the unknown operation {eqn.name}")
+        walk.end([v for v in value.views if v.product], eqn)
+    return [Value(level_of(ins))] * len(eqn.outs)
+
+
+def refused(walk: Walk, eqn: Any, ins: Sequence[Value], reason: str) -> Sequence[Value]:
+    """A form of a known operation that is not followed."""
+    for value in ins:
+        walk.refuse(value.views, eqn, reason)
+    return [Value(level_of(ins))] * len(eqn.outvars)
+
+
+def _is_backward(eqn: Any) -> bool:
+    stack = getattr(eqn.source_info.name_stack, "stack", ())
+    return any(getattr(step, "name", "") == "transpose" for step in stack)
