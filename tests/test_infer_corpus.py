@@ -7,7 +7,8 @@ import pytest
 
 from optax_gc import infer_axes
 
-FRAMEWORKS = ("flax_linen", "flax_nnx", "haiku", "equinox", "keras", "plain", "spellings", "published")
+FRAMEWORKS = ("flax_linen", "flax_nnx", "haiku", "equinox", "keras")
+FRAMEWORKS += ("plain", "spellings", "indices", "factors", "published")  # in plain JAX
 
 # What is left alone though its axes are known, by the module that holds its case: (name of the case, path), no more
 # and no less.

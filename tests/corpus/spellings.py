@@ -7,6 +7,7 @@ down once, by what the function is. In `HARD` a spelling may be left alone; in `
 from __future__ import annotations
 
 import functools
+import operator
 from typing import Any
 
 import jax
@@ -15,113 +16,12 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from corpus._case import KEY
-from corpus._leaves import alone, case, sharded, spelled, tokens, w, x_
+from corpus._case import Case
+from corpus._leaves import case, sharded, spelled, w, x_
+from corpus._loops import LOOPS, N, dense, scan, steps, while_loop
 
 tanh = jnp.tanh
 _X = x_(2, 5)
-N = 4
-
-
-@jax.jit
-def _dense(x: jax.Array, w: jax.Array) -> jax.Array:
-    return tanh(x @ w)
-
-
-def _steps(body: Any, carry: Any) -> Any:
-    """A `fori_loop` in Python: `body(step, carry)`."""
-    return functools.reduce(lambda carry, i: body(i, carry), range(N), carry)
-
-
-def _while(body: Any, carry: Any, n: int = N) -> Any:
-    return lax.while_loop(lambda at: at[0] < n, lambda at: (at[0] + 1, body(*at)), (0, carry))[1]
-
-
-def _scan(body: Any, carry: Any, xs: Any, **kwargs: Any) -> Any:
-    return lax.scan(lambda h, at: (body(h, at), None), carry, xs, **kwargs)[0]
-
-
-def _chunks(body: Any, carry: Any, stack: Any) -> Any:
-    """A scan over pairs of layers, and one over the two of a pair."""
-    pairs = jax.tree.map(lambda part: part.reshape(2, 2, *part.shape[1:]), stack)
-    return _scan(lambda h, pair: _scan(body, h, pair), carry, pairs)
-
-
-# How a part is taken from a stack (an array, or a tree of them), and how the parts are gone through: `body(h, part)`.
-
-
-def _at(stack: Any, n: Any) -> Any:
-    return jax.tree.map(lambda part: part[n], stack)
-
-
-def _all(stack: Any) -> list[Any]:
-    return [_at(stack, n) for n in range(N)]
-
-
-PART = {
-    "take": lambda s, n: jnp.take(s, n, axis=0),
-    "take of one, squeezed": lambda s, n: jnp.take(s, jnp.array([n]), axis=0)[0],
-    "dynamic_index": lambda s, n: lax.dynamic_index_in_dim(s, n, keepdims=False),
-    "slice, reshaped": lambda s, n: lax.dynamic_slice_in_dim(s, n, 1).reshape(s.shape[1:]),
-    "jitted index": jax.jit(lambda s, n: s[n]),
-    "vmapped index": lambda s, n: jax.vmap(lambda m: s[m])(n + jnp.arange(1))[0],
-    "index of a transpose": lambda s, n: jnp.moveaxis(s, 0, -1)[..., n],
-}
-LOOPS = {
-    "unrolled": lambda body, h, s: functools.reduce(body, _all(s), h),
-    "static slices": lambda body, h, s: functools.reduce(
-        body, [jax.tree.map(lambda p, i=i: lax.slice_in_dim(p, i, i + 1).squeeze(0), s) for i in range(N)], h
-    ),
-    "iterated": lambda body, h, s: functools.reduce(
-        lambda h, at: body(h, jax.tree.unflatten(jax.tree.structure(s), at)), zip(*jax.tree.leaves(s), strict=True), h
-    ),
-    "jitted helper": lambda body, h, s: functools.reduce(jax.jit(body), _all(s), h),
-    "remat": lambda body, h, s: functools.reduce(jax.checkpoint(body), _all(s), h),
-    "vmap over an index": lambda body, h, s: functools.reduce(
-        body, _all(jax.vmap(lambda n: _at(s, n))(jnp.arange(N))), h
-    ),
-    "map over an index": lambda body, h, s: functools.reduce(
-        body, _all(lax.map(lambda n: _at(s, n), jnp.arange(N))), h
-    ),
-    "scan": _scan,
-    "scan of remat": lambda body, h, s: _scan(jax.checkpoint(body), h, s),
-    "scan, two at a time": lambda body, h, s: _scan(body, h, s, unroll=2),
-    "scan, last first": lambda body, h, s: _scan(body, h, s, reverse=True),
-    "scan over numbers": lambda body, h, s: _scan(lambda h, n: body(h, _at(s, n)), h, jnp.arange(N)),
-    "scan over halves": lambda body, h, s: _scan(body, _scan(body, h, _at(s, slice(2))), _at(s, slice(2, N))),
-    "chunks in chunks": _chunks,
-    "chunks of remat": lambda body, h, s: _chunks(jax.checkpoint(body), h, s),
-    "fori_loop": lambda body, h, s: lax.fori_loop(0, N, lambda i, h: body(h, _at(s, i)), h),
-    "fori_loop, last first": lambda body, h, s: lax.fori_loop(0, N, lambda i, h: body(h, _at(s, N - 1 - i)), h),
-    "while_loop": lambda body, h, s: _while(lambda i, h: body(h, _at(s, i)), h),
-    "weights in the carry": lambda body, h, s: lax.fori_loop(
-        0, N, lambda i, at: (body(at[0], _at(at[1], i)), at[1]), (h, s)
-    )[0],
-    "counter in the carry": lambda body, h, s: _scan(
-        lambda at, _: (body(at[0], _at(s, at[1])), at[1] + 1), (h, 0), None, length=N
-    )[0],
-    "counter by twos in the carry": lambda body, h, s: _scan(
-        lambda at, _: (body(at[0], _at(s, at[1] // 2)), at[1] + 2), (h, 0), None, length=N
-    )[0],
-    "first before the scan": lambda body, h, s: _scan(body, body(h, _at(s, 0)), _at(s, slice(1, N))),
-    "last after the loop": lambda body, h, s: body(
-        lax.fori_loop(0, N - 1, lambda i, h: body(h, _at(s, i)), h), _at(s, N - 1)
-    ),
-    "scan in a jitted helper": lambda body, h, s: jax.jit(functools.partial(_scan, body))(h, s),
-}
-
-
-def _by(at: Any) -> dict[str, Any]:
-    """Loops in which a part is taken by `at`."""
-
-    def through(loop: Any, body: Any, h: Any, s: Any) -> Any:
-        return loop(lambda i, h: body(h, jax.tree.map(lambda part: at(part, i), s)), h)
-
-    loops = {"unrolled": _steps, "fori_loop": functools.partial(lax.fori_loop, 0, N)}
-    return {name: functools.partial(through, loop) for name, loop in loops.items()}
-
-
-LOOPS |= {f"{name}, {loop}": f for name, at in PART.items() for loop, f in _by(at).items()}
 
 
 def _through(body: Any, start: Any = lambda x: x) -> dict[str, Any]:
@@ -140,7 +40,7 @@ def _pending(x: jax.Array, w: dict[str, jax.Array]) -> jax.Array:
         h = at[0] + at[1]
         return h, tanh(h @ w["up"]) @ w["down"]
 
-    return sum(_scan(body, (x, jnp.zeros_like(x)), w))
+    return sum(scan(body, (x, jnp.zeros_like(x)), w))
 
 
 _BLOCKS = {"up": w("b4 i5 o7"), "down": w("b4 i7 o5")}
@@ -164,7 +64,7 @@ _SUMS = {
     "joined": lambda x, w: jnp.concatenate(list(x), 1) @ jnp.concatenate(list(w)),
     "sum of a list": lambda x, w: sum(x[i] @ w[i] for i in range(N)),
     "in pairs": lambda x, w: (x[0] @ w[0] + x[1] @ w[1]) + (x[2] @ w[2] + x[3] @ w[3]),
-    "masked": lambda x, w: _steps(lambda i, y: y + jnp.where(i < N, x[i] @ w[i], 0), 0.0),
+    "masked": lambda x, w: steps(lambda i, y: y + jnp.where(i < N, x[i] @ w[i], 0), 0.0),
     "masked in a loop": lambda x, w: lax.fori_loop(
         0,
         N + 1,
@@ -180,287 +80,408 @@ _SUMS = {
 }
 _SUMS |= {name: lambda x, w, loop=loop: loop(_adding, jnp.zeros((2, 6)), (x, w)) for name, loop in LOOPS.items()}
 
-# One einsum of three operands is one product, whatever the order that sizes make it contract in.
+# Over a mesh: one device's block is all of the array, and the same program for any number of them.
 
-_BILINEAR = [
-    (2, 5, 6, 4),
-    (1, 5, 6, 4),
-    (2, 9, 2, 3),
-    (9, 2, 3, 30),
-    (64, 8, 16, 4),
-    (3, 64, 2, 2),
-    (2, 5, 6, 1),
-    (7, 2, 2, 7),
-]
-TRILINEAR = [
-    *(
-        case(
-            f"bilinear layer of {b}, {i}, {j}, {o}",
-            lambda x, y, w: jnp.einsum("bi,oij,bj->bo", x, w, y),
-            [x_(b, i), x_(b, j)],
-            w=w(f"o{o} i{i} i{j}"),
-        )
-        for b, i, j, o in _BILINEAR
+_ROWS, _COLUMNS, _WHOLE = P("model"), P(None, "model"), P()
+
+
+def _gathered(array: jax.Array, axis: int = 0) -> jax.Array:
+    return lax.all_gather(array, "model", axis=axis, tiled=True)
+
+
+def _mesh(f: Any, *specs: P, x: P = _WHOLE, out: P = _WHOLE) -> Any:
+    """`f(x, up, down)` on blocks."""
+    return lambda a, up, down: sharded(f, (x, *specs), out, check_vma=False)(a, up, down)
+
+
+_MESHES = {
+    "no mesh": lambda x, up, down: tanh(x @ up) @ down,
+    "psum": _mesh(lambda x, up, down: lax.psum(tanh(x @ up) @ down, "model"), _COLUMNS, _ROWS),
+    "psum_scatter": _mesh(
+        lambda x, up, down: lax.psum_scatter(tanh(x @ up) @ down, "model", scatter_dimension=1, tiled=True),
+        _COLUMNS,
+        _ROWS,
+        out=_COLUMNS,
     ),
-    *(
-        case(
-            f"bilinear form of {b}, {i}, {j}",
-            lambda x, y, w: jnp.einsum("bi,ij,bj->b", x, w, y),
-            [x_(b, i), x_(b, j)],
-            w=w(f"i{i} i{j}"),
+    "psum_scatter, then all_gather": _mesh(
+        lambda x, up, down: _gathered(lax.psum_scatter(tanh(x @ up) @ down, "model", scatter_dimension=0, tiled=True)),
+        _COLUMNS,
+        _ROWS,
+    ),
+    "inputs summed over": _mesh(
+        lambda x, up, down: lax.psum(tanh(lax.psum(x @ up, "model")) @ down, "model") / lax.psum(1, "model"),
+        _ROWS,
+        _WHOLE,
+        x=_COLUMNS,
+    ),
+    "outputs gathered": _mesh(lambda x, up, down: _gathered(_gathered(tanh(x @ up), 1) @ down, 1), _COLUMNS, _COLUMNS),
+    "weights gathered": _mesh(
+        lambda x, up, down: tanh(x @ _gathered(up)) @ _gathered(down, 1), _ROWS, _COLUMNS, x=_ROWS, out=_ROWS
+    ),
+    "activations gathered": _mesh(
+        lambda x, up, down: lax.psum(tanh(_gathered(x) @ up) @ down, "model"), _COLUMNS, _ROWS, x=_ROWS
+    ),
+    "all_to_all": _mesh(
+        lambda x, up, down: (
+            lax.all_to_all(tanh(lax.all_to_all(x @ up, "model", 1, 0, tiled=True)), "model", 0, 1, tiled=True) @ down
+        ),
+        _WHOLE,
+        _WHOLE,
+        x=_ROWS,
+        out=_ROWS,
+    ),
+    "mean of replicas": _mesh(lambda x, up, down: lax.pmean(tanh(x @ up) @ down, "model"), _WHOLE, _WHOLE),
+    "permuted ring": _mesh(
+        lambda x, up, down: lax.psum(tanh(lax.ppermute(x, "model", [(0, 0)]) @ up) @ down, "model"), _COLUMNS, _ROWS
+    ),
+    "block of a whole weight": _mesh(
+        lambda x, up, down: lax.psum(
+            tanh(x @ up) @ lax.dynamic_slice_in_dim(down, lax.axis_index("model") * up.shape[1], up.shape[1]), "model"
+        ),
+        _COLUMNS,
+        _WHOLE,
+    ),
+    "in a jitted helper": lambda x, up, down: jax.jit(
+        _mesh(lambda x, up, down: lax.psum(tanh(x @ up) @ down, "model"), _COLUMNS, _ROWS)
+    )(x, up, down),
+    "in a remat": lambda x, up, down: jax.checkpoint(
+        _mesh(lambda x, up, down: lax.psum(tanh(x @ up) @ down, "model"), _COLUMNS, _ROWS)
+    )(x, up, down),
+}
+
+
+def _mesh_layers(x: jax.Array, w: dict[str, jax.Array]) -> jax.Array:
+    block = _mesh(lambda x, up, down: lax.psum(tanh(x @ up) @ down, "model"), _COLUMNS, _ROWS)
+    return scan(lambda h, w: h + block(h, w["up"], w["down"]), x, w)
+
+
+def _layers_in_mesh(x: jax.Array, w: dict[str, jax.Array]) -> jax.Array:
+    def run(x: jax.Array, w: dict[str, jax.Array]) -> jax.Array:
+        return scan(lambda h, w: h + lax.psum(tanh(h @ w["up"]) @ w["down"], "model"), x, w)
+
+    return sharded(run, (P(), {"up": P(None, None, "model"), "down": P(None, "model")}), P(), check_vma=False)(x, w)
+
+
+def _layers_gathered(x: jax.Array, w: dict[str, jax.Array]) -> jax.Array:
+    def run(x: jax.Array, w: dict[str, jax.Array]) -> jax.Array:
+        return scan(lambda h, w: _residual(h, jax.tree.map(_gathered, w)), x, w)
+
+    return sharded(run, (_ROWS, _COLUMNS), _ROWS, check_vma=False)(x, w)
+
+
+_RESIDUALS |= {
+    "loop over meshes": _mesh_layers,
+    "mesh over the loop": _layers_in_mesh,
+    "mesh over the loop, weights gathered": _layers_gathered,
+}
+_EXPERTS = {
+    "einsum": lambda x, w: tanh(jnp.einsum("ebi,eio->ebo", x, w)),
+    "vmap": lambda x, w: jax.vmap(dense)(x, w),
+    "map": lambda x, w: lax.map(lambda at: dense(*at), (x, w)),
+    "scan": lambda x, w: lax.scan(lambda _, at: (None, dense(*at)), None, (x, w))[1],
+    "stacked": lambda x, w: jnp.stack([dense(x[e], w[e]) for e in range(N)]),
+    "grouped convolution": lambda x, w: tanh(
+        lax.conv_general_dilated(
+            x.transpose(1, 0, 2).reshape(2, 1, 20),
+            w.transpose(1, 0, 2).reshape(1, 5, 24),
+            (1,),
+            "VALID",
+            dimension_numbers=("NWC", "WIO", "NWC"),
+            feature_group_count=N,
         )
-        for b, i, j, _ in _BILINEAR[1:]
+    ),
+    "mesh": lambda x, w: sharded(jax.vmap(dense), (_ROWS, _ROWS), _ROWS)(x, w),
+    "mesh, all_to_all": lambda x, w: sharded(
+        lambda x, w: jax.vmap(dense)(lax.all_to_all(x, "model", 0, 0, tiled=True), w), (_ROWS, _ROWS), _ROWS
+    )(x, w),
+    "ragged_dot": lambda x, w: tanh(lax.ragged_dot(x.reshape(8, 5), w, jnp.full(N, 2, jnp.int32))),
+}
+
+
+def _block_diagonal(x: jax.Array, w: jax.Array) -> jax.Array:
+    blocks = x.transpose(1, 0, 2)[:, :, None] * jnp.eye(N)[:, :, None]
+    return tanh(blocks.reshape(2, N, 20) @ w.reshape(20, 6))
+
+
+# Scanned or not, the same batch and out: one layer, and a stack of four.
+
+_TIMES_HEADS = x_(2, 3, 5)
+_LAYERS: dict[str, tuple[Any, Any, str]] = {
+    "heads in": (
+        lambda h, w: tanh(jnp.einsum("bti,ihk->bthk", h, w)).sum(-1) @ jnp.ones((2, 5)),
+        x_(2, 3, 5),
+        "i5 o2 o3",
+    ),
+    "heads first": (
+        lambda h, w: tanh(jnp.einsum("bti,hik->bthk", h, w)).sum(-1) @ jnp.ones((2, 5)),
+        x_(2, 3, 5),
+        "o2 i5 o3",
+    ),
+    "heads out": (lambda h, w: tanh(jnp.einsum("bhk,hkd->bd", h, w))[:, None] * h, x_(2, 3, 5), "i3 i5 o5"),
+    "experts": (lambda h, w: tanh(jnp.einsum("ebi,eio->ebo", h, w)), x_(3, 2, 5), "b3 i5 o5"),
+    "experts by vmap": (lambda h, w: jax.vmap(dense)(h, w), x_(3, 2, 5), "b3 i5 o5"),
+    "groups last": (lambda h, w: tanh(jnp.einsum("bgi,iog->bgo", h, w)), x_(2, 3, 5), "i5 o5 b3"),
+    "token mixing": (lambda h, w: tanh(jnp.einsum("bnd,nm->bmd", h, w)), x_(2, 7, 3), "i7 o7"),
+    "convolution": (
+        lambda h, w: tanh(lax.conv_general_dilated(h, w, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))),
+        x_(2, 7, 5),
+        "i3 i5 o5",
+    ),
+}
+_STACKS = {
+    "unrolled",
+    "jitted helper",
+    "remat",
+    "scan",
+    "chunks in chunks",
+    "fori_loop",
+    "while_loop",
+    "scan over halves",
+}
+STACKS = [
+    *(case(f"one layer, {name}", f, x, w=w(text)) for name, (f, x, text) in _LAYERS.items()),
+    *(
+        case(f"four layers, {name}: {loop}", lambda x, w, f=f, loop=loop: LOOPS[loop](f, x, w), x, w=w(f"b4 {text}"))
+        for name, (f, x, text) in _LAYERS.items()
+        for loop in sorted(_STACKS)
     ),
 ]
 
-# What else `fn` takes.
-
-_KEYS = {"nothing": [], "a typed key": [KEY], "a legacy key": [x_(2, dtype=jnp.uint32)]}
-_DATA = np.arange(10, dtype=np.float32).reshape(2, 5) / 10
-_EXAMPLES = np.arange(40, dtype=np.float32).reshape(4, 2, 5) / 40
+# A batch of products that is added up: the axis of the batch is an input as well, or nothing is said.
 
 
-def _dropped(x: Any, keys: Any) -> Any:
-    return x * jax.random.bernoulli(keys[0], 0.5, x.shape) if keys else x
+def products(x: jax.Array, w: jax.Array) -> jax.Array:
+    return jax.vmap(jnp.matmul)(x, w)
 
 
-_TAKERS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "dense": (lambda x, keys, w: tanh(_dropped(x, keys) @ w), {"w": w("i5 o6")}),
-    "bilinear": (lambda x, keys, w: jnp.einsum("bi,oij,bj->bo", x, w, _dropped(x, keys)), {"w": w("o6 i5 i5")}),
-    "layers": (lambda x, keys, w: _scan(_dense, _dropped(x, keys), w), {"w": w("b4 i5 o5")}),
-    "lookup": (lambda x, keys, e, w: e[jnp.int32(x)] @ w, {"e": alone("11 3"), "w": w("i3 o6")}),
+def _added_in_a_buffer(y: jax.Array) -> jax.Array:
+    return lax.fori_loop(0, 4, lambda i, out: out.at[i].set(y[i]), jnp.zeros_like(y)).sum(0)
+
+
+_ADDED: dict[str, Any] = {
+    "sum": lambda y: y.sum(0),
+    "mean": lambda y: y.mean(0),
+    "einsum": lambda y: jnp.einsum("ebo->bo", y),
+    "sum of a list": lambda y: sum(list(y)),
+    "one by one": lambda y: y[0] + y[1] + y[2] + y[3],
+    "halves": lambda y: y[:2].sum(0) + y[2:].sum(0),
+    "stack": lambda y: jnp.stack(list(y)).sum(0),
+    "concatenate, reshape": lambda y: jnp.concatenate(list(y)).reshape(4, 2, 6).sum(0),
+    "where": lambda y: jnp.where(np.array([True, True, False, True])[:, None, None], y, 0).sum(0),
+    "permuted": lambda y: y[np.array([2, 0, 3, 1])].sum(0),
+    "flipped": lambda y: y[::-1].sum(0),
+    "rolled onto itself": lambda y: y + jnp.roll(y, 1, 0),
+    "differences": lambda y: y[1:] - y[:-1],
+    "padded": lambda y: jnp.pad(y, ((1, 2), (0, 0), (0, 0))).sum(0),
+    "transposed": lambda y: y.transpose(1, 2, 0).sum(-1),
+    "flattened": lambda y: y.reshape(4, 12).sum(0),
+    "product with ones": lambda y: jnp.tensordot(np.ones(4, np.float32), y, 1),
+    "product with a matrix": lambda y: jnp.einsum("fe,ebo->fbo", np.tri(4, dtype=np.float32), y),
+    "times a constant": lambda y: (y * np.arange(4.0, dtype=np.float32)[:, None, None]).sum(0),
+    "convolved with ones": lambda y: lax.conv_general_dilated(
+        y.reshape(4, 1, 12).transpose(2, 1, 0), jnp.ones((1, 1, 4)), (1,), "VALID"
+    ),
+    "cumsum": lambda y: jnp.cumsum(y, 0),
+    "last of cumsum": lambda y: jnp.cumsum(y, 0)[-1],
+    "segment_sum": lambda y: jax.ops.segment_sum(y, np.array([0, 1, 0, 1]), 2),
+    "reduce_window": lambda y: lax.reduce_window(y, 0.0, lax.add, (2, 1, 1), (1, 1, 1), "VALID"),
+    "lax.reduce": lambda y: lax.reduce(y, 0.0, lax.add, (0,)),
+    "fft": lambda y: jnp.abs(jnp.fft.fft(y, axis=0)),
+    "rfft, back": lambda y: jnp.fft.irfft(jnp.fft.rfft(y, axis=0)[:2], axis=0),
+    "at add": lambda y: jnp.zeros((2, 2, 6)).at[np.array([0, 1, 0, 1])].add(y),
+    "buffer of a loop": _added_in_a_buffer,
+    "scan": lambda y: scan(operator.add, jnp.zeros((2, 6)), y),
+    "fori_loop": lambda y: lax.fori_loop(0, 4, lambda i, z: z + y[i], jnp.zeros((2, 6))),
+    "while_loop": lambda y: while_loop(lambda i, z: z + y[i], jnp.zeros((2, 6))),
+    "scan, all sums": lambda y: lax.scan(lambda z, v: (z + v, z + v), jnp.zeros((2, 6)), y)[1],
+    "associative_scan": lambda y: lax.associative_scan(operator.add, y),
+    "psum": lambda y: jax.vmap(lambda v: lax.psum(v, "e"), axis_name="e")(y)[0],
+    "pmean": lambda y: jax.vmap(lambda v: lax.pmean(v, "e"), axis_name="e")(y)[0],
+    "less its mean": lambda y: y - y.mean(0),
+    "jitted helper": jax.jit(lambda y: y.sum(0)),
+    "remat": jax.checkpoint(lambda y: y.sum(0)),
+    "mesh": lambda y: sharded(lambda y: lax.psum(y.sum(0), "model"), P("model"), P())(y),
+    "resized": lambda y: jax.image.resize(y, (2, 2, 6), "linear"),
 }
-TAKES = [
-    case(f"{name}, {data}, beside {beside}", lambda *args, f=f, **p: f(args[0], args[1:], **p), [_X, *keys], **params)
-    if data == "data in the args"
-    else case(f"{name}, {data}, beside {beside}", lambda *args, f=f, **p: f(_DATA, args, **p), keys, **params)
-    for name, (f, params) in _TAKERS.items()
-    for data in ("data in the args", "data closed over")
-    for beside, keys in _KEYS.items()
-] + [
-    case(
-        f"scan over closed-over data beside {beside}",
-        lambda *args, w: _scan(lambda y, x: y + tanh(x @ w), jnp.zeros((2, 6)), _EXAMPLES),
-        keys,
-        w=w("i5 o6"),
-    )
-    for beside, keys in _KEYS.items()
+_CLOSED: dict[str, Any] = {
+    "tanh": lambda y, g: tanh(y).sum(0),
+    "relu": lambda y, g: jax.nn.relu(y).mean(0),
+    "square": lambda y, g: (y**2).sum(0),
+    "abs": lambda y, g: jnp.abs(y).sum(0),
+    "softmax": lambda y, g: jax.nn.softmax(y, -1).sum(0),
+    "largest": lambda y, g: y.max(0),
+    "logsumexp": lambda y, g: jax.nn.logsumexp(y, 0),
+    "gated": lambda y, g: (y * g).sum(0),
+    "gated by einsum": lambda y, g: jnp.einsum("ebo,eb->bo", y, g[..., 0]),
+    "gated in a scan": lambda y, g: scan(lambda z, at: z + at[0] * at[1], jnp.zeros((2, 6)), (y, g)),
+    "gated by a softmax": lambda y, g: jnp.einsum("ebo,eb->bo", y, jax.nn.softmax(g[..., 0], 0)),
+    "normed": lambda y, g: (y / jnp.linalg.norm(y, axis=-1, keepdims=True)).sum(0),
+    "tanh, in a scan": lambda y, g: scan(lambda z, v: z + tanh(v), jnp.zeros((2, 6)), y),
+    "tanh, a cumsum": lambda y, g: jnp.cumsum(tanh(y), 0),
+}
+_ENSEMBLE, _GATES = x_(4, 2, 5), x_(4, 2, 1)
+ADDED = spelled(
+    "batch added up",
+    {name: lambda x, w, f=f: f(products(x, w)) for name, f in _ADDED.items()},
+    _ENSEMBLE,
+    w=w("i4 i5 o6"),
+)
+CLOSED = spelled(
+    "batch closed",
+    {name: lambda x, g, w, f=f: f(products(x, w), g) for name, f in _CLOSED.items()},
+    [_ENSEMBLE, _GATES],
+    w=w("b4 i5 o6"),
+)
+
+# Sizes of one.
+
+
+def _small(n: int, b: int, i: int, o: int) -> list[Case]:
+    """Stacks of `n` kernels `(i, o)` for batches of `b`."""
+    name = f"{n} kernels ({i}, {o}) for {b}"
+    body = lambda y, at: y + tanh(at[0] @ at[1])  # noqa: E731
+    out, xs = jnp.zeros((b, o)), x_(n, b, i)
+    loops = {
+        "scan": lambda x, w: scan(body, out, (x, w)),
+        "unrolled": lambda x, w: functools.reduce(lambda y, k: body(y, (x[k], w[k])), range(n), out),
+        "fori_loop": lambda x, w: lax.fori_loop(0, n, lambda k, y: body(y, (x[k], w[k])), out),
+        "vmap": lambda x, w: tanh(products(x, w)).sum(0),
+        "einsum": lambda x, w: tanh(jnp.einsum("nbi,nio->nbo", x, w)).sum(0),
+    }
+    sums = {
+        "scan": lambda x, w: scan(_adding, out, (x, w)),
+        "einsum": lambda x, w: jnp.einsum("nbi,nio->bo", x, w),
+        "list": lambda x, w: sum(x[k] @ w[k] for k in range(n)),
+    }
+    return [
+        *spelled(f"read, {name}", loops, xs, w=w(f"b{n} i{i} o{o}")),
+        *spelled(f"added up, {name}", sums, xs, w=w(f"i{n} i{i} o{o}")),
+    ]
+
+
+SIZES = [
+    of
+    for sizes in [(2, 2, 8, 2), (2, 2, 8, 1), (1, 2, 8, 6), (2, 1, 8, 6), (1, 1, 8, 1), (2, 2, 1, 6), (1, 2, 1, 6)]
+    for of in _small(*sizes)
 ]
 
-# One-hot products are lookups, however the one-hot was made.
-
-V = 11
-_IDS = tokens(2, 7)
+# The gradient inside of `fn`.
 
 
-def _hot(ids: jax.Array, size: int = V) -> jax.Array:
-    return jax.nn.one_hot(ids, size)
+def _mlp_loss(params: Any, x: jax.Array) -> jax.Array:
+    return ((tanh(x @ params["up"]) @ params["down"]) ** 2).mean()
 
 
-def _eq(ids: jax.Array) -> jax.Array:
-    return ids[..., None] == jnp.arange(V)
+def _mesh_loss(params: Any, x: jax.Array) -> jax.Array:
+    block = _mesh(lambda x, up, down: lax.psum(tanh(x @ up) @ down, "model"), _COLUMNS, _ROWS)
+    return (block(x, params["up"], params["down"]) ** 2).mean()
 
 
-def _constrained(x: jax.Array) -> jax.Array:
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("model",))
-    return lax.with_sharding_constraint(x, jax.sharding.NamedSharding(mesh, P(None, None, "model")))
+def _mesh_over_gradient(params: Any, x: jax.Array) -> Any:
+    def run(params: Any, x: jax.Array) -> Any:
+        loss, grads = jax.value_and_grad(_mlp_loss)(params, x)
+        return lax.pmean(loss, "model"), jax.tree.map(lambda g: lax.pmean(g, "model"), grads)
+
+    return sharded(run, (P(), P("model")), (P(), P()), check_vma=False)(params, x)
 
 
-_HOT = {
-    "one_hot": _hot,
-    "eye of ids": lambda t: jnp.eye(V)[t],
-    "take of eye": lambda t: jnp.take(jnp.eye(V), t, axis=0, mode="clip"),
-    "NumPy's eye": lambda t: jnp.asarray(np.eye(V, dtype=np.float32))[t],
-    "eq": lambda t: _eq(t).astype(jnp.float32),
-    "eq, the other way round": lambda t: (jnp.arange(V)[:, None, None] == t).transpose(1, 2, 0) * 1.0,
-    "eq by iota": lambda t: jnp.float32(lax.broadcasted_iota(jnp.int32, (2, 7, V), 2) == t[..., None]),
-    "where": lambda t: jnp.where(_eq(t), 1.0, 0.0),
-    "where not": lambda t: jnp.where(t[..., None] != jnp.arange(V), 0.0, 1.0),
-    "scatter of ones": lambda t: jnp.zeros((2, 7, V)).at[jnp.arange(2)[:, None], jnp.arange(7), t].set(1.0),
-    "ones added": lambda t: jnp.zeros((14, V)).at[jnp.arange(14), t.ravel()].add(1.0).reshape(2, 7, V),
-    "put_along_axis": lambda t: jnp.put_along_axis(jnp.zeros((2, 7, V)), t[..., None], 1.0, -1, inplace=False),
-    "cast twice": lambda t: _eq(t).astype(jnp.bfloat16).astype(jnp.float32),
-    "of integers": lambda t: jax.nn.one_hot(t, V, dtype=jnp.int32).astype(jnp.float32),
-    "masked": lambda t: _hot(t) * (t > 0)[..., None],
-    "masked by where": lambda t: jnp.where((t > 0)[..., None], _hot(t), 0.0),
-    "masked by and": lambda t: jnp.float32(_eq(t) & (t > 0)[..., None]),
-    "scaled": lambda t: _hot(t) * np.sqrt(5),
-    "joined classes": lambda t: jnp.concatenate([_hot(t, 5), _hot(t - 5, 6)], -1),
-    "joined positions": lambda t: jnp.concatenate([_hot(t[:, :3]), _hot(t[:, 3:])], 1),
-    "stacked positions": lambda t: jnp.stack([_hot(t[:, n]) for n in range(7)], 1),
-    "first classes": lambda t: _hot(t, V + 2)[..., :V],
-    "last classes": lambda t: _hot(t + 1, V + 1)[..., 1:],
-    "padded": lambda t: jnp.pad(_hot(t, V - 2), ((0, 0), (0, 0), (0, 2))),
-    "constrained": lambda t: _constrained(_hot(t)),
-    "constrained, cast": lambda t: _constrained(_eq(t)).astype(jnp.float32),
-    "vmapped": jax.vmap(jax.vmap(lambda n: jnp.eye(V)[n])),
-    "vmapped scatter": jax.vmap(jax.vmap(lambda n: jnp.zeros(V).at[n].set(1.0))),
-    "vmapped update": jax.vmap(jax.vmap(lambda n: lax.dynamic_update_slice(jnp.zeros(V), jnp.ones(1), (n,)))),
-    "mapped": lambda t: lax.map(_hot, t),
-    "class axis first": lambda t: jnp.moveaxis(jax.nn.one_hot(t, V, axis=0), 0, -1),
-    "flattened and back": lambda t: _hot(t.ravel()).reshape(2, 7, V),
-    "jitted helper": jax.jit(_hot),
-    "remat": jax.checkpoint(_hot),
-    "stop_gradient": lambda t: lax.stop_gradient(_hot(t)),
-    "barrier": lambda t: lax.optimization_barrier(_hot(t)),
-    "flipped": lambda t: _hot(V - 1 - t)[..., ::-1],
-    "rolled": lambda t: jnp.roll(_hot(t), 1, axis=1),
-    "of a sorted row": lambda t: _hot(jnp.argsort(t, -1)),
-    "of the largest": lambda t: _hot(jnp.argmax(jnp.sin(t[..., None] * jnp.arange(V)), -1)),
+def _experts_loss(params: Any, x: jax.Array) -> jax.Array:
+    def run(x: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:
+        return lax.all_to_all(jax.vmap(jnp.matmul)(tanh(jax.vmap(jnp.matmul)(x, up)), down), "model", 0, 0, tiled=True)
+
+    blocks = sharded(run, (P("model"), P("model"), P("model")), P("model"), check_vma=False)
+    return (blocks(x, params["up"], params["down"]) ** 2).mean()
+
+
+_UP_DOWN = {"up": w("i5 o7"), "down": w("i7 o6")}
+_GRADIENTS = {
+    "value": _mlp_loss,
+    "value_and_grad": jax.value_and_grad(_mlp_loss),
+    "grad": jax.grad(_mlp_loss),
+    "grad of remat": jax.grad(jax.checkpoint(_mlp_loss)),
+    "jitted grad": jax.jit(jax.grad(_mlp_loss)),
+    "vjp": lambda params, x: jax.vjp(_mlp_loss, params, x)[1](1.0),
+    "a step": lambda params, x: jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(_mlp_loss)(params, x)),
+    "grad per example": lambda params, x: jax.vmap(jax.grad(_mlp_loss), (None, 0))(params, x[:, None]),
+    "accumulated": lambda params, x: lax.scan(
+        lambda total, x: (jax.tree.map(jnp.add, total, jax.grad(_mlp_loss)(params, x[None])), None),
+        jax.tree.map(jnp.zeros_like, params),
+        x,
+    )[0],
+    "mesh": _mesh_loss,
+    "value_and_grad of a mesh": jax.value_and_grad(_mesh_loss),
+    "mesh over value_and_grad": _mesh_over_gradient,
 }
-_LOOKUPS = {
-    "matmul": lambda h, e: h @ e,
-    "einsum": lambda h, e: jnp.einsum("vd,btv->btd", e, h),
-    "tensordot": lambda h, e: jnp.tensordot(e, h, ((0,), (2,))).transpose(1, 2, 0),
-    "transposed": lambda h, e: (e.T @ h.swapaxes(1, 2)).swapaxes(1, 2),
-    "flattened": lambda h, e: (h.reshape(14, V) @ e).reshape(2, 7, 5),
-    "vmapped": lambda h, e: jax.vmap(lambda h: h @ e)(h),
-    "in a scan": lambda h, e: lax.scan(lambda _, h: (None, h @ e), None, h)[1],
-    "cast": lambda h, e: jnp.float32(h.astype(jnp.bfloat16) @ e.astype(jnp.bfloat16)),
-    "by halves": lambda h, e: h[..., :5] @ e[:5] + h[..., 5:] @ e[5:],
-    "column-sharded": lambda h, e: sharded(lambda h, e: h @ e, (P(), P(None, "model")), P(None, None, "model"))(h, e),
-    "row-sharded": lambda h, e: sharded(
-        lambda h, e: lax.psum(h @ e, "model"), (P(None, None, "model"), P("model")), P()
-    )(h, e),
-    "scaled table": lambda h, e: h @ (e * 2.0),
-}
-_TABLE = {"e": alone("11 5"), "w": w("i5 o6")}
-LOOKUPS = [
-    *spelled("one-hot", {n: lambda t, e, w, hot=hot: tanh(hot(t) @ e) @ w for n, hot in _HOT.items()}, _IDS, **_TABLE),
-    *spelled("lookup", {n: lambda t, e, w, f=f: tanh(f(_hot(t), e)) @ w for n, f in _LOOKUPS.items()}, _IDS, **_TABLE),
+
+
+def _two_halves(x: jax.Array, w: jax.Array) -> jax.Array:
+    """One half of a kernel is used before a loop, the other in it."""
+    gate = tanh(x @ w[:, :5])
+    return scan(lambda h, _: gate * tanh(h @ w[:, 5:]), x, None, length=3)
+
+
+def _added_halves(x: jax.Array, w: jax.Array) -> jax.Array:
+    """A unit that adds up two columns."""
+    first = x @ w[:, :5]
+    return scan(lambda h, _: tanh(h @ w[:, 5:] + first), jnp.zeros((2, 5)), None, length=3)
+
+
+def _two_halves_of_rows(x: jax.Array, w: jax.Array) -> jax.Array:
+    first = x @ w[:5]
+    return scan(lambda h, _: tanh(h @ w[5:] + first), jnp.zeros((2, 6)), None, length=3)
+
+
+def _two_halves_of_layers(x: jax.Array, w: jax.Array) -> jax.Array:
+    return scan(dense, dense(x, w[0]), w[1:])
+
+
+def _loss_of(f: Any) -> dict[str, Any]:
+    loss = lambda w, x: (f(x, w) ** 2).mean()  # noqa: E731
+    return {
+        "value": f,
+        "value_and_grad": lambda x, w: jax.value_and_grad(loss)(w, x),
+        "grad of remat": lambda x, w: jax.grad(jax.checkpoint(loss))(w, x),
+        "grad of a scan of remat": lambda x, w: jax.grad(lambda w: loss(w, jax.checkpoint(tanh)(x)))(w),
+    }
+
+
+GRADIENTS = [
+    *spelled("gradient", {n: lambda x, f=f, **p: f(p, x) for n, f in _GRADIENTS.items()}, _X, **_UP_DOWN),
     *spelled(
-        "tied one-hot",
-        {n: lambda t, e, hot=hot: tanh(hot(t) @ e) @ e.T for n, hot in _HOT.items()},
-        _IDS,
-        e=_TABLE["e"],
+        "gradient of experts",
+        {
+            "value": lambda x, **p: _experts_loss(p, x),
+            "value_and_grad": lambda x, **p: jax.value_and_grad(_experts_loss)(p, x),
+        },
+        x_(3, 2, 5),
+        up=w("b3 i5 o7"),
+        down=w("b3 i7 o6"),
     ),
+    *spelled("halves of columns, before a loop and in it", _loss_of(_two_halves), _X, w=w("i5 o10")),
+    *spelled("halves of rows, before a loop and in it", _loss_of(_two_halves_of_rows), _X, w=w("i11 o6")),
+    *spelled("halves of layers, before a loop and in it", _loss_of(_two_halves_of_layers), _X, w=w("b4 i5 o5")),
 ]
 
-# Constant indices, permutations and selections.
-
-_TURNS = (np.arange(7)[:, None] - np.arange(7)) % 7
-_LAGS = 6 + np.arange(7)[:, None] - np.arange(7)
-_PERMUTATION = np.array([3, 0, 4, 1, 2])
-_SHUFFLES = np.stack([np.roll(np.arange(12).reshape(3, 4), (a, b), (0, 1)).ravel() for a in range(3) for b in range(4)])
-_SHUFFLES = _SHUFFLES.reshape(3, 4, 12)
-_ROTATIONS = np.stack([np.rot90(np.arange(9).reshape(3, 3), turn) for turn in range(4)])
-_RING = x_(2, 7)
-_CIRCULANT = {
-    "gathered": lambda x, c: x @ c[_TURNS],
-    "taken": lambda x, c: x @ jnp.take(c, _TURNS),
-    "taken flat": lambda x, c: x @ c[_TURNS.ravel()].reshape(7, 7),
-    "rolled": lambda x, c: x @ jnp.stack([jnp.roll(c[::-1], k + 1) for k in range(7)]),
-    "vmapped roll": lambda x, c: x @ jax.vmap(lambda k: c[(k - jnp.arange(7)) % 7])(jnp.arange(7)),
-    "slices of two turns": lambda x, c: x @ jnp.stack([jnp.tile(c, 2)[7 - k : 14 - k] for k in range(7)]).T[::-1],
-    "gathered data": lambda x, c: jnp.einsum("bjk,k->bj", x[:, _TURNS], c),
-    "a unit in a loop": lambda x, c: lax.map(lambda k: x @ c[(k - jnp.arange(7)) % 7], jnp.arange(7)),
-}
-_BLOCKS_OF_RING = {
-    "gathered": lambda x, c: jnp.einsum("bji,jkio->bko", x, c[_TURNS]),
-    "flat": lambda x, c: x.reshape(2, 35) @ c[_TURNS].transpose(0, 2, 1, 3).reshape(35, 42),
-    "convolved": lambda x, c: lax.conv_general_dilated(
-        jnp.concatenate([x, x[:, :6]], 1), c, (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
-    ),
-    "rolled data": lambda x, c: sum(jnp.roll(x, k, 1) @ c[k] for k in range(7)),
-}
-_INDEXED: dict[str, tuple[Any, Any, str]] = {
-    "rows permuted": (lambda x, w: x @ w[_PERMUTATION], _X, "i5 o6"),
-    "rows permuted, in a helper": (lambda x, w: x @ jax.jit(lambda w: w[_PERMUTATION])(w), _X, "i5 o6"),
-    "columns permuted": (lambda x, w: x @ w[:, _PERMUTATION], _X, "i5 o5"),
-    "columns permuted, then read": (lambda x, w: tanh(x @ w)[:, _PERMUTATION], _X, "i5 o5"),
-    "rows taken by sorting": (lambda x, w: x @ w[np.argsort(_PERMUTATION)], _X, "i5 o6"),
-    "permutation matrix": (lambda x, w: x @ (np.eye(5, dtype=np.float32)[_PERMUTATION] @ w), _X, "i5 o6"),
-    "permutation matrix by einsum": (
-        lambda x, w: x @ jnp.einsum("oi,pi->op", w, np.eye(5, dtype=np.float32)[_PERMUTATION]).T,
-        _X,
-        "o6 i5",
-    ),
-    "rows by ix_": (lambda x, w: x @ w[np.ix_(_PERMUTATION, np.arange(6)[::-1])], _X, "i5 o6"),
-    "rows by a mask": (
-        lambda x, w: x[:, :3] @ w[np.array([1, 1, 0, 1, 0], bool)] + x[:, 3:] @ w[np.array([0, 0, 1, 0, 1], bool)],
-        _X,
-        "i5 o6",
-    ),
-    "columns chosen": (lambda x, w: tanh(x @ w[:, [0, 2, 5]]) * (x @ w[:, [1, 3, 4]]), _X, "i5 o6"),
-    "columns chosen twice": (lambda x, w: x @ w[:, [0, 1, 1, 2, 3, 3, 4, 5]], _X, "i5 o6"),
-    "entries of two axes": (lambda x, w: x @ w[:, np.arange(3)[:, None], np.arange(2)].reshape(5, 6), _X, "i5 o3 o2"),
-    "strided halves along in": (lambda x, w: x[:, ::2] @ w[::2] + x[:, 1::2] @ w[1::2], _X, "i5 o6"),
-    "strided halves along out": (lambda x, w: tanh(x @ w[:, ::2]) + x @ w[:, 1::2], _X, "i5 o6"),
-    "strided halves interleaved": (lambda x, w: x @ jnp.stack([w[:, ::2], w[:, 1::2]], -1).reshape(5, 6), _X, "i5 o6"),
-    "strided by reshape": (
-        lambda x, w: tanh(x @ w.reshape(5, 3, 2)[..., 0]) * (x @ w.reshape(5, 3, 2)[..., 1]),
-        _X,
-        "i5 o6",
-    ),
-    "negative padding along out": (
-        lambda x, w: [x @ lax.pad(w, 0.0, [(0, 0, 0), at]) for at in ((-2, 0, 0), (0, -4, 0))],
-        _X,
-        "i5 o6",
-    ),
-    "negative padding along in": (
-        lambda x, w: (
-            x[:, 2:] @ lax.pad(w, 0.0, [(-2, 0, 0), (0, 0, 0)]) + x[:, :2] @ lax.pad(w, 0.0, [(0, -3, 0), (0, 0, 0)])
-        ),
-        _X,
-        "i5 o6",
-    ),
-    "cut on one side, padded on the other": (
-        lambda x, w: [x @ lax.pad(w, 0.0, [(0, 0, 0), at]) for at in ((-2, 2, 0), (0, -4, 0))],
-        _X,
-        "i5 o6",
-    ),
-    "parts joined in another order along in": (lambda x, w: x @ jnp.concatenate([w[3:], w[:3]]), _X, "i5 o6"),
-    "parts joined in another order along out": (lambda x, w: x @ jnp.concatenate([w[:, 4:], w[:, :4]], 1), _X, "i5 o6"),
-    "three parts in another order": (lambda x, w: x @ jnp.concatenate([w[2:4], w[4:], w[:2]]), _X, "i5 o6"),
-    "one half used twice along in": (lambda x, w: x @ jnp.concatenate([w, w[:2]]), _RING, "i5 o6"),
-    "one half used twice along out": (lambda x, w: x @ jnp.concatenate([w[:, :3], w[:, 3:], w[:, :3]], 1), _X, "i5 o6"),
-    "one half used twice, apart": (lambda x, w: (tanh(x @ w[:, :2]) * (x[::-1] @ w[:, :2]), x @ w[:, 2:]), _X, "i5 o6"),
-    "index of rank 3": (lambda x, w: jnp.einsum("bi,hwi->bhw", x, w[_SHUFFLES]), x_(2, 12), "i12"),
-    "index of rank 3, with outputs": (
-        lambda x, w: jnp.einsum("bi,ohwi->bohw", x, w[:, _SHUFFLES]),
-        x_(2, 12),
-        "o5 i12",
-    ),
-    "index of rank 3, two axes": (
-        lambda x, w: jnp.einsum("bi,ohwi->bohw", x, w[:, _SHUFFLES // 4, _SHUFFLES % 4]),
-        x_(2, 12),
-        "o5 i3 i4",
-    ),
-    "lifting convolution": (
-        lambda x, w: jax.vmap(lambda k: lax.conv(x, k, (1, 1), "SAME"))(
-            w.reshape(6, 3, 9)[:, :, _ROTATIONS].transpose(2, 0, 1, 3, 4)
-        ),
-        x_(2, 3, 7, 8),
-        "o6 i3 i3 i3",
-    ),
-    "lifting convolution, one kernel": (
-        lambda x, w: lax.conv(
-            x, w.reshape(6, 3, 9)[:, :, _ROTATIONS].transpose(0, 2, 1, 3, 4).reshape(24, 3, 3, 3), (1, 1), "SAME"
-        ),
-        x_(2, 3, 7, 8),
-        "o6 i3 i3 i3",
-    ),
-}
-INDEXED = [
-    *spelled("circulant", _CIRCULANT, _RING, c=w("i7")),
-    *spelled("block-circulant", _BLOCKS_OF_RING, x_(2, 7, 5), c=w("i7 i5 o6")),
-    *(case(f"constant index: {name}", f, x, w=w(text)) for name, (f, x, text) in _INDEXED.items()),
-]
 
 CASES = [
-    *spelled("layers", _through(_dense), _X, w=w("b4 i5 o5")),
+    *spelled("layers", _through(dense), _X, w=w("b4 i5 o5")),
     *spelled("residual layers", _RESIDUALS, _X, w=_BLOCKS),
     *spelled("sum over parts", _SUMS, _PARTS, w=w("i4 i5 o6")),
-    *TRILINEAR,
-    *TAKES,
-    *LOOKUPS,
-    *INDEXED,
+    *spelled("mesh", _MESHES, _X, **_UP_DOWN),
+    *spelled("experts", _EXPERTS, _ENSEMBLE, w=w("b4 i5 o6", "o4 i5 o6")),
+    *STACKS,
+    *CLOSED,
+    *SIZES,
+    *GRADIENTS,
 ]
 HARD = [
+    *ADDED,
     *spelled(
-        "Toeplitz",
-        {"gathered": lambda x, c: x @ c[_LAGS], "taken": lambda x, c: jnp.einsum("bi,io->bo", x, jnp.take(c, _LAGS))},
-        _RING,
-        c=w("i13"),
+        "batch added up",
+        {"with its outputs": lambda x, w: products(x, w).sum()},
+        _ENSEMBLE,
+        w=w("i4 i5 o6", "b4 i5 o6"),
     ),
+    *spelled("experts", {"block-diagonal": _block_diagonal}, _ENSEMBLE, w=w("b4 i5 o6")),
+    *spelled("added halves of columns, before a loop and in it", _loss_of(_added_halves), _X, w=w("i5 o10")),
 ]
