@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from optax_gc import WeightAxes
 
 PyTree = Any
-Truth = Callable[[str, tuple[int, ...]], WeightAxes | None]
+Truth = Callable[[str, tuple[int, ...]], WeightAxes | tuple[WeightAxes | None, ...] | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Case:
     Args:
       name: framework and layer, `"linen/Conv 2-D strided"`.
       build: returns `(fn, params, args)` for `fn(params, *args)`; arrays may be ShapeDtypeStructs.
-      truth: the axes of the leaf with this path and shape, or None where it must be left alone; KeyError for
-        a path that it does not know.
+      truth: the axes of the leaf with this path and shape, or None where it must be left alone, or a tuple of
+        answers that are as good as one another; KeyError for a path that it does not know.
       check_batch: False where 'batch' or 'out' is a matter of naming.
     """
 

@@ -1,13 +1,10 @@
 """Plain JAX as people write it.
 
-A leaf is written down once, with its shape and its truth: `w("b3 i4 o5")` is an array of shape (3, 4, 5) whose axes
-are batch, in and out; `conv("i3 i3 i4 o5")` the same for a convolution; `alone("5")` must be left alone. A case is
-`_case(name, f, args, **params)` for `f(*args, **params)`. All axis sizes differ where they can, so errors show.
+A case is `_case(name, f, args, **params)` for `f(*args, **params)`; its leaves are written as `_leaves` says.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 from typing import Any
@@ -19,59 +16,16 @@ from jax import ad_checkpoint, lax
 from jax.experimental import pallas as pl
 
 from corpus._case import Case
+from corpus._leaves import Leaf, alone, case, conv, sharded, tokens, w, x_
 from optax_gc import WeightAxes
 
 
-@dataclasses.dataclass(frozen=True)
-class _Leaf:
-    array: Any
-    axes: WeightAxes | None
-    others: tuple[WeightAxes | None, ...] = ()
-
-
-def w(text: str, *others: str, dtype: Any = jnp.float32, op: str = "dot") -> _Leaf:
-    """A leaf from its axes: a role (`b`, `i`, `o`) and a size each; `others` are answers as good as the first."""
-    sizes = [int(axis.lstrip("bio")) for axis in text.split()]
-    roles = {role: tuple(n for n, axis in enumerate(text.split()) if axis[0] == role) for role in "bio"}
-    inputs = int(np.prod([sizes[n] for n in roles["i"]]))
-    axes = WeightAxes(roles["i"], roles["o"], roles["b"], op) if inputs > 1 else None
-    more = tuple(w(other, op=op).axes for other in others)
-    return _Leaf(jax.ShapeDtypeStruct(tuple(sizes), dtype), axes, more)
-
-
-conv = functools.partial(w, op="conv")
-alone = w
-
-
-def x_(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype)
-
-
-def tokens(*shape: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, jnp.int32)
-
-
-def _named(params: Any) -> dict[str, _Leaf]:
-    flat, _ = jax.tree_util.tree_flatten_with_path(params)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
-
-
-def _build(f: Any, args: tuple[Any, ...], params: Any) -> tuple[Any, Any, tuple[Any, ...]]:
-    arrays = jax.tree.map(lambda leaf: leaf.array() if callable(leaf.array) else leaf.array, params)
-    return lambda params, *args: f(*args, **params), arrays, args
-
-
-def _case(name: str, f: Any, args: Any, *, check_batch: bool = True, **params: Any) -> Case:
-    leaves = _named(params)
-    args = tuple(args) if isinstance(args, (list, tuple)) else (args,)
-    build = functools.partial(_build, f, args, params)
-    return Case(f"plain/{name}", build, lambda path, shape: leaves[path].axes, check_batch)
+def _case(name: str, f: Any, args: Any, **kwargs: Any) -> Case:
+    return case(f"plain/{name}", f, args, **kwargs)
 
 
 def _ambiguous(name: str, f: Any, args: Any, **params: Any) -> Case:
-    leaves = _named(params)
-    case = _case(name, f, args, check_batch=False, **params)
-    return dataclasses.replace(case, truth=lambda path, shape: (leaves[path].axes, *leaves[path].others))
+    return case(f"plain/{name}", f, args, check_batch=False, **params)
 
 
 def _norm(x: jax.Array) -> jax.Array:
@@ -96,7 +50,7 @@ def _mlp(x: jax.Array, layers: list[Any]) -> jax.Array:
     return x @ layers[-1]["w"] + layers[-1]["b"]
 
 
-def _layers(*sizes: int) -> list[dict[str, _Leaf]]:
+def _layers(*sizes: int) -> list[dict[str, Leaf]]:
     pairs = itertools.pairwise(sizes)
     return [{"w": w(f"i{fan_in} o{fan_out}"), "b": alone(f"{fan_out}")} for fan_in, fan_out in pairs]
 
@@ -864,26 +818,17 @@ def _branches(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
     return lax.cond(x.sum() > 0, lambda v: jnp.tanh(v @ a), lambda v: v @ b.T, x)
 
 
-def _sharded(f: Any, in_specs: Any, out_specs: Any) -> Any:
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("model",))
-    if hasattr(jax, "shard_map"):
-        return jax.shard_map(f, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
-    from jax.experimental.shard_map import shard_map
-
-    return shard_map(f, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
-
-
 def _tensor_parallel(x: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:
     def mlp(x: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:
         return lax.psum(jax.nn.relu(x @ up) @ down, "model")
 
     spec = jax.sharding.PartitionSpec
-    return _sharded(mlp, (spec(), spec(None, "model"), spec("model", None)), spec())(x, up, down)
+    return sharded(mlp, (spec(), spec(None, "model"), spec("model", None)), spec())(x, up, down)
 
 
 def _data_parallel(x: jax.Array, layers: list[Any]) -> jax.Array:
     spec = jax.sharding.PartitionSpec
-    return _sharded(lambda x, layers: lax.pmean(_mlp(x, layers).sum(), "model"), (spec("model"), spec()), spec())(
+    return sharded(lambda x, layers: lax.pmean(_mlp(x, layers).sum(), "model"), (spec("model"), spec()), spec())(
         x, layers
     )
 
@@ -1542,7 +1487,7 @@ ALONE = [
 
 
 def _key_leaf() -> Case:
-    key = _Leaf(lambda: jax.random.key(0), None)
+    key = Leaf(lambda: jax.random.key(0), None)
     return _case(
         "typed key among the params",
         lambda x, w, key: jnp.where(jax.random.bernoulli(key, 0.5, (2, 5)), x, 0.0) @ w,
@@ -1589,7 +1534,7 @@ def _resnet(x: jax.Array, stem: jax.Array, blocks: list[Any], head: jax.Array, b
     return lax.reduce_window(x, 0.0, lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "VALID").mean((1, 2)) @ head + bias
 
 
-def _resnet_block(fan_in: int, fan_out: int) -> dict[str, _Leaf]:
+def _resnet_block(fan_in: int, fan_out: int) -> dict[str, Leaf]:
     norms = {f"{name}{n}": alone(f"{fan_out}") for n in (1, 2) for name in ("scale", "bias")}
     block = norms | {"conv1": conv(f"i3 i3 i{fan_in} o{fan_out}"), "conv2": conv(f"i3 i3 i{fan_out} o{fan_out}")}
     return block if fan_in == fan_out else block | {"skip": conv(f"i1 i1 i{fan_in} o{fan_out}")}
@@ -1682,14 +1627,14 @@ MODELS = [
         "real arrays",
         lambda x, w, b: x @ w + b,
         _WIDE,
-        w=_Leaf(lambda: jnp.ones((5, 6)), WeightAxes((0,), (1,))),
-        b=_Leaf(lambda: jnp.ones(6), None),
+        w=Leaf(lambda: jnp.ones((5, 6)), WeightAxes((0,), (1,))),
+        b=Leaf(lambda: jnp.ones(6), None),
     ),
     _case(
         "arrays of numpy",
         lambda x, w: x @ w,
         _WIDE,
-        w=_Leaf(lambda: np.ones((5, 6), np.float32), WeightAxes((0,), (1,))),
+        w=Leaf(lambda: np.ones((5, 6), np.float32), WeightAxes((0,), (1,))),
     ),
 ]
 

@@ -1,0 +1,264 @@
+"""Factors of data, keys, products of three, learned arrays that act as data: one function in many spellings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from corpus._case import KEY
+from corpus._leaves import alone, case, spelled, w, x_
+from corpus._loops import dense, scan
+
+tanh = jnp.tanh
+_X = x_(2, 5)
+N = 4
+_LAGS = 6 + np.arange(7)[:, None] - np.arange(7)
+
+# One einsum of three operands is one product, whatever the order that sizes make it contract in.
+
+_BILINEAR = [
+    (2, 5, 6, 4),
+    (1, 5, 6, 4),
+    (2, 9, 2, 3),
+    (9, 2, 3, 30),
+    (64, 8, 16, 4),
+    (3, 64, 2, 2),
+    (2, 5, 6, 1),
+    (7, 2, 2, 7),
+]
+TRILINEAR = [
+    *(
+        case(
+            f"bilinear layer of {b}, {i}, {j}, {o}",
+            lambda x, y, w: jnp.einsum("bi,oij,bj->bo", x, w, y),
+            [x_(b, i), x_(b, j)],
+            w=w(f"o{o} i{i} i{j}"),
+        )
+        for b, i, j, o in _BILINEAR
+    ),
+    *(
+        case(
+            f"bilinear form of {b}, {i}, {j}",
+            lambda x, y, w: jnp.einsum("bi,ij,bj->b", x, w, y),
+            [x_(b, i), x_(b, j)],
+            w=w(f"i{i} i{j}"),
+        )
+        for b, i, j, _ in _BILINEAR[1:]
+    ),
+]
+
+# What else `fn` takes.
+
+_KEYS = {"nothing": [], "a typed key": [KEY], "a legacy key": [x_(2, dtype=jnp.uint32)]}
+_DATA = np.arange(10, dtype=np.float32).reshape(2, 5) / 10
+_EXAMPLES = np.arange(40, dtype=np.float32).reshape(4, 2, 5) / 40
+
+
+def _dropped(x: Any, keys: Any) -> Any:
+    return x * jax.random.bernoulli(keys[0], 0.5, x.shape) if keys else x
+
+
+_TAKERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "dense": (lambda x, keys, w: tanh(_dropped(x, keys) @ w), {"w": w("i5 o6")}),
+    "bilinear": (lambda x, keys, w: jnp.einsum("bi,oij,bj->bo", x, w, _dropped(x, keys)), {"w": w("o6 i5 i5")}),
+    "layers": (lambda x, keys, w: scan(dense, _dropped(x, keys), w), {"w": w("b4 i5 o5")}),
+    "lookup": (lambda x, keys, e, w: e[jnp.int32(x)] @ w, {"e": alone("11 3"), "w": w("i3 o6")}),
+}
+TAKES = [
+    case(f"{name}, {data}, beside {beside}", lambda *args, f=f, **p: f(args[0], args[1:], **p), [_X, *keys], **params)
+    if data == "data in the args"
+    else case(f"{name}, {data}, beside {beside}", lambda *args, f=f, **p: f(_DATA, args, **p), keys, **params)
+    for name, (f, params) in _TAKERS.items()
+    for data in ("data in the args", "data closed over")
+    for beside, keys in _KEYS.items()
+] + [
+    case(
+        f"scan over closed-over data beside {beside}",
+        lambda *args, w: scan(lambda y, x: y + tanh(x @ w), jnp.zeros((2, 6)), _EXAMPLES),
+        keys,
+        w=w("i5 o6"),
+    )
+    for beside, keys in _KEYS.items()
+]
+
+# Factors of data, and maths between them. `s` is a scalar, `t` one number for each unit.
+
+
+def _rounded(kernel: jax.Array, scale: Any, top: float = 127.0) -> jax.Array:
+    return jnp.round(jnp.clip(kernel / scale, -top, top)) * scale
+
+
+def _as_fp8(kernel: jax.Array, scale: Any) -> jax.Array:
+    top = jnp.finfo(jnp.float8_e4m3fn).max.astype(jnp.float32)
+    return jnp.clip(kernel / scale, -top, top).astype(jnp.float8_e4m3fn).astype(jnp.float32) * scale
+
+
+@jax.custom_vjp
+def _passed(kernel: jax.Array, scale: jax.Array) -> jax.Array:
+    return _as_fp8(kernel, scale)
+
+
+_passed.defvjp(lambda kernel, scale: (_as_fp8(kernel, scale), scale), lambda scale, g: (g, jnp.zeros_like(scale)))
+_FACTORS = {
+    "none": lambda x, s, t, w: x @ w,
+    "scalar": lambda x, s, t, w: x @ (w * s),
+    "scalar, broadcast": lambda x, s, t, w: x @ (w * jnp.broadcast_to(s, w.shape)),
+    "scalar, expanded": lambda x, s, t, w: x @ (w * s[None, None]),
+    "scalar, full_like": lambda x, s, t, w: x @ (w * jnp.full(w.shape, s)),
+    "scalar of the batch": lambda x, s, t, w: x @ (w * jnp.abs(x).max()),
+    "scalar before a transpose": lambda x, s, t, w: x @ (w.T * s).T,
+    "divided": lambda x, s, t, w: x @ (w / s),
+    "factor beside a factor": lambda x, s, t, w: (x / s) @ (w * s),
+    "after the product": lambda x, s, t, w: (x @ w) * s,
+    "unit": lambda x, s, t, w: x @ (w * t),
+    "unit, broadcast": lambda x, s, t, w: x @ (w * jnp.broadcast_to(t, w.shape)),
+    "unit and scalar": lambda x, s, t, w: x @ (w * s * t),
+    "unit, transposed": lambda x, s, t, w: x @ (w.T * t[:, None]).T,
+    "rounded between scalars": lambda x, s, t, w: x @ _rounded(w, s),
+    "rounded between broadcast scalars": lambda x, s, t, w: x @ _rounded(w, jnp.broadcast_to(s, w.shape)),
+    "rounded between factors of units": lambda x, s, t, w: x @ _rounded(w, t),
+    "rounded, scale after the product": lambda x, s, t, w: (x @ jnp.round(jnp.clip(w / s, -7, 7))) * s,
+    "rounded, straight through": lambda x, s, t, w: x @ (w + lax.stop_gradient(_rounded(w, s) - w)),
+    "scaled by the kernel, straight through": lambda x, s, t, w: (
+        x @ (w + lax.stop_gradient(_rounded(w, jnp.abs(w).max(0) / 7) - w))
+    ),
+    "int8": lambda x, s, t, w: (
+        lax.dot(
+            jnp.round(x / s).astype(jnp.int8), jnp.round(w / t).astype(jnp.int8), preferred_element_type=jnp.int32
+        ).astype(jnp.float32)
+        * (s * t)
+    ),
+    "fp8": lambda x, s, t, w: x @ _as_fp8(w, s),
+    "fp8, custom_vjp": lambda x, s, t, w: x @ _passed(w, s),
+    "fp8, both": lambda x, s, t, w: _as_fp8(x, s) @ _as_fp8(w, s),
+    "fp8, scale from a history": lambda x, s, t, w: x @ _as_fp8(w, jnp.max(jnp.stack([s, t.max()])) / 448),
+    "fp8, jitted helper": lambda x, s, t, w: x @ jax.jit(_as_fp8)(w, s),
+}
+_SHIFTED = {
+    "shifted products": lambda x, w: sum(x[:, k : k + 6] * w[k] for k in range(N)),
+    "stacked windows": lambda x, w: (jnp.stack([x[:, k : k + 6] for k in range(N)]) * w[:, None, None]).sum(0),
+    "einsum of windows": lambda x, w: jnp.einsum("kbtd,kd->btd", jnp.stack([x[:, k : k + 6] for k in range(N)]), w),
+    "scan": lambda x, w: scan(
+        lambda y, at: y + lax.dynamic_slice_in_dim(x, at[0], 6, 1) * at[1], jnp.zeros((2, 6, 5)), (jnp.arange(N), w)
+    ),
+    "fori_loop": lambda x, w: lax.fori_loop(
+        0, N, lambda k, y: y + lax.dynamic_slice_in_dim(x, k, 6, 1) * w[k], jnp.zeros((2, 6, 5))
+    ),
+    "convolution": lambda x, w: lax.conv_general_dilated(
+        x, w[:, None], (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"), feature_group_count=5
+    ),
+    "gathered windows": lambda x, w: jnp.einsum("btkd,kd->btd", x[:, np.arange(6)[:, None] + np.arange(N)], w),
+    "rolled": lambda x, w: sum(jnp.roll(x, -k, 1) * w[k] for k in range(N))[:, :6],
+}
+
+
+def _drawn(key: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jax.random.normal(key, kernel.shape)
+
+
+def _per_example(x: jax.Array, key: jax.Array, mu: jax.Array, sigma: jax.Array) -> jax.Array:
+    return jax.vmap(lambda x, key: x @ (mu + sigma * _drawn(key, mu)))(x, jax.random.split(key, 2))
+
+
+_DRAWN = {
+    "normal": lambda x, key, mu, sigma: x @ (mu + sigma * _drawn(key, mu)),
+    "exp": lambda x, key, mu, sigma: x @ (mu + jnp.exp(sigma) * _drawn(key, mu)),
+    "softplus": lambda x, key, mu, sigma: x @ (mu + jax.nn.softplus(sigma) * _drawn(jax.random.fold_in(key, 1), mu)),
+    "split key": lambda x, key, mu, sigma: x @ (mu + sigma * _drawn(jax.random.split(key)[0], mu)),
+    "two products": lambda x, key, mu, sigma: x @ mu + x @ (sigma * _drawn(key, mu)),
+    "per example": _per_example,
+    "factorised noise": lambda x, key, mu, sigma: (
+        x @ (mu + sigma * jax.random.normal(key, (5, 1)) * jax.random.normal(key, (1, 6)))
+    ),
+    "noise on activations": lambda x, key, mu, sigma: (
+        x @ mu + jnp.sqrt(x**2 @ jnp.exp(sigma)) * jax.random.normal(key, (2, 6))
+    ),
+    "random signs": lambda x, key, mu, sigma: x @ mu + (x * jax.random.rademacher(key, (2, 5))) @ jnp.exp(sigma),
+    "drawn in a scan": lambda x, key, mu, sigma: lax.map(
+        lambda key: x @ (mu + sigma * _drawn(key, mu)), jax.random.split(key, 3)
+    ),
+}
+_PARTS_OF_COMPLEX = {
+    "complex": lambda x, y, re, im: jnp.abs(lax.complex(x, y) @ lax.complex(re, im)),
+    "by hand": lambda x, y, re, im: (x @ re - y @ im) ** 2 + (x @ im + y @ re) ** 2,
+    "i times": lambda x, y, re, im: jnp.abs((x + 1j * y) @ (re + 1j * im)),
+    "parts of the product": lambda x, y, re, im: (lambda z: z.real * z.imag)(lax.complex(x, y) @ lax.complex(re, im)),
+    "conjugated": lambda x, y, re, im: jnp.abs(lax.complex(x, y) @ jnp.conj(lax.complex(re, im))),
+    "of a vector at a time": lambda x, y, re, im: jax.vmap(lambda z: jnp.abs(lax.complex(re, im).T @ z))(
+        lax.complex(x, y)
+    ),
+}
+_COMPLEX = {
+    "product": lambda x, y, w: jnp.abs(lax.complex(x, y) @ w),
+    "parts of the kernel": lambda x, y, w: (x @ w.real) * (y @ w.imag),
+    "parts by hand": lambda x, y, w: (x @ w.real - y @ w.imag) ** 2 + (x @ w.imag + y @ w.real) ** 2,
+    "real part only": lambda x, y, w: (lax.complex(x, y) @ w).real,
+    "put together again": lambda x, y, w: jnp.abs(lax.complex(x, y) @ lax.complex(w.real, w.imag)),
+}
+_SCALES = [_X, x_(), x_(6)]
+_NOISES = {"a typed key": KEY, "a legacy key": x_(2, dtype=jnp.uint32)}
+FACTORS = [
+    *spelled("factor", _FACTORS, _SCALES, w=w("i5 o6")),
+    *spelled("depthwise", _SHIFTED, x_(2, 9, 5), check_batch=False, w=w("i4 o5")),
+    *(
+        of
+        for name, key in _NOISES.items()
+        for of in spelled(f"drawn with {name}", _DRAWN, [_X, key], mu=w("i5 o6"), sigma=w("i5 o6"))
+    ),
+    *spelled("parts of a complex kernel", _PARTS_OF_COMPLEX, [_X, _X], re=w("i5 o6"), im=w("i5 o6")),
+    *spelled("complex kernel", _COMPLEX, [_X, _X], w=w("i5 o6", dtype=jnp.complex64)),
+]
+
+# Learned arrays that act as data. Repeated for each example, they are seen to; else nothing tells the two apart.
+
+
+def _attended(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    return jax.nn.softmax(q @ k.swapaxes(-1, -2)) @ v
+
+
+_REPEATED = {
+    "broadcast_to": lambda p: jnp.broadcast_to(p, (2, *p.shape)),
+    "tile": lambda p: jnp.tile(p[None], (2, 1, 1)),
+    "repeat": lambda p: jnp.repeat(p[None], 2, 0),
+    "stack": lambda p: jnp.stack([p, p]),
+    "concatenate": lambda p: jnp.concatenate([p[None], p[None]]),
+    "times ones": lambda p: p * jnp.ones((2, 1, 1)),
+    "vmap": lambda p: jax.vmap(lambda _: p)(jnp.arange(2)),
+}
+_PROBES = {
+    name: lambda x, p, q, k, v, repeat=repeat: _attended(repeat(p) @ q, x @ k, x @ v)
+    for name, repeat in _REPEATED.items()
+}
+_PROBES |= {
+    "added to data": lambda x, p, q, k, v: _attended((p + x[:, :3]) @ q, x @ k, x @ v),
+    "beside data": lambda x, p, q, k, v: _attended(
+        jnp.concatenate([jnp.broadcast_to(p, (2, 3, 5)), x], 1) @ q, x @ k, x @ v
+    ),
+}
+_BARE = {
+    "once for all": lambda x, p, q, k, v: _attended(p @ q, x @ k, x @ v),
+    "once in each example": lambda x, p, q, k, v: jax.vmap(lambda x: _attended(p @ q, x @ k, x @ v))(x),
+    "repeated later": lambda x, p, q, k, v: _attended(jnp.broadcast_to(p @ q, (2, 3, 4)), x @ k, x @ v),
+}
+_RELATIVE = {
+    "Transformer-XL": lambda x, r, q, k: jax.nn.softmax(jnp.einsum("btk,tsk->bts", x @ q, (r @ k)[_LAGS])),
+    "gathered first": lambda x, r, q, k: jax.nn.softmax(jnp.einsum("btk,tsk->bts", x @ q, r[_LAGS] @ k)),
+    "normed": lambda x, r, q, k: jax.nn.softmax(jnp.einsum("btk,tsk->bts", x @ q, (tanh(r) @ k)[_LAGS])),
+}
+_PROBE = {"p": alone("3 5"), "q": w("i5 o4"), "k": w("i5 o4"), "v": w("i5 o6")}
+
+
+CASES = [
+    *TRILINEAR,
+    *TAKES,
+    *FACTORS,
+    *spelled("probe", _PROBES, x_(2, 7, 5), **_PROBE),
+]
+HARD = [
+    *spelled("bare probe", _BARE, x_(2, 7, 5), **_PROBE),
+    *spelled("relative positions", _RELATIVE, x_(2, 7, 5), r=alone("13 5"), q=w("i5 o4"), k=w("i5 o4")),
+]

@@ -1,0 +1,227 @@
+"""Lookups and constant indices: one function in many spellings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from corpus._leaves import alone, case, sharded, spelled, tokens, w, x_
+
+tanh = jnp.tanh
+_X = x_(2, 5)
+
+# One-hot products are lookups, however the one-hot was made.
+
+V = 11
+_IDS = tokens(2, 7)
+
+
+def _hot(ids: jax.Array, size: int = V) -> jax.Array:
+    return jax.nn.one_hot(ids, size)
+
+
+def _eq(ids: jax.Array) -> jax.Array:
+    return ids[..., None] == jnp.arange(V)
+
+
+def _constrained(x: jax.Array) -> jax.Array:
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("model",))
+    return lax.with_sharding_constraint(x, jax.sharding.NamedSharding(mesh, P(None, None, "model")))
+
+
+_HOT = {
+    "one_hot": _hot,
+    "eye of ids": lambda t: jnp.eye(V)[t],
+    "take of eye": lambda t: jnp.take(jnp.eye(V), t, axis=0, mode="clip"),
+    "NumPy's eye": lambda t: jnp.asarray(np.eye(V, dtype=np.float32))[t],
+    "eq": lambda t: _eq(t).astype(jnp.float32),
+    "eq, the other way round": lambda t: (jnp.arange(V)[:, None, None] == t).transpose(1, 2, 0) * 1.0,
+    "eq by iota": lambda t: jnp.float32(lax.broadcasted_iota(jnp.int32, (2, 7, V), 2) == t[..., None]),
+    "where": lambda t: jnp.where(_eq(t), 1.0, 0.0),
+    "where not": lambda t: jnp.where(t[..., None] != jnp.arange(V), 0.0, 1.0),
+    "scatter of ones": lambda t: jnp.zeros((2, 7, V)).at[jnp.arange(2)[:, None], jnp.arange(7), t].set(1.0),
+    "ones added": lambda t: jnp.zeros((14, V)).at[jnp.arange(14), t.ravel()].add(1.0).reshape(2, 7, V),
+    "put_along_axis": lambda t: jnp.put_along_axis(jnp.zeros((2, 7, V)), t[..., None], 1.0, -1, inplace=False),
+    "cast twice": lambda t: _eq(t).astype(jnp.bfloat16).astype(jnp.float32),
+    "of integers": lambda t: jax.nn.one_hot(t, V, dtype=jnp.int32).astype(jnp.float32),
+    "masked": lambda t: _hot(t) * (t > 0)[..., None],
+    "masked by where": lambda t: jnp.where((t > 0)[..., None], _hot(t), 0.0),
+    "masked by and": lambda t: jnp.float32(_eq(t) & (t > 0)[..., None]),
+    "scaled": lambda t: _hot(t) * np.sqrt(5),
+    "joined classes": lambda t: jnp.concatenate([_hot(t, 5), _hot(t - 5, 6)], -1),
+    "joined positions": lambda t: jnp.concatenate([_hot(t[:, :3]), _hot(t[:, 3:])], 1),
+    "stacked positions": lambda t: jnp.stack([_hot(t[:, n]) for n in range(7)], 1),
+    "first classes": lambda t: _hot(t, V + 2)[..., :V],
+    "last classes": lambda t: _hot(t + 1, V + 1)[..., 1:],
+    "padded": lambda t: jnp.pad(_hot(t, V - 2), ((0, 0), (0, 0), (0, 2))),
+    "constrained": lambda t: _constrained(_hot(t)),
+    "constrained, cast": lambda t: _constrained(_eq(t)).astype(jnp.float32),
+    "vmapped": jax.vmap(jax.vmap(lambda n: jnp.eye(V)[n])),
+    "vmapped scatter": jax.vmap(jax.vmap(lambda n: jnp.zeros(V).at[n].set(1.0))),
+    "vmapped update": jax.vmap(jax.vmap(lambda n: lax.dynamic_update_slice(jnp.zeros(V), jnp.ones(1), (n,)))),
+    "mapped": lambda t: lax.map(_hot, t),
+    "class axis first": lambda t: jnp.moveaxis(jax.nn.one_hot(t, V, axis=0), 0, -1),
+    "flattened and back": lambda t: _hot(t.ravel()).reshape(2, 7, V),
+    "jitted helper": jax.jit(_hot),
+    "remat": jax.checkpoint(_hot),
+    "stop_gradient": lambda t: lax.stop_gradient(_hot(t)),
+    "barrier": lambda t: lax.optimization_barrier(_hot(t)),
+    "flipped": lambda t: _hot(V - 1 - t)[..., ::-1],
+    "rolled": lambda t: jnp.roll(_hot(t), 1, axis=1),
+    "of a sorted row": lambda t: _hot(jnp.argsort(t, -1)),
+    "of the largest": lambda t: _hot(jnp.argmax(jnp.sin(t[..., None] * jnp.arange(V)), -1)),
+}
+_LOOKUPS = {
+    "matmul": lambda h, e: h @ e,
+    "einsum": lambda h, e: jnp.einsum("vd,btv->btd", e, h),
+    "tensordot": lambda h, e: jnp.tensordot(e, h, ((0,), (2,))).transpose(1, 2, 0),
+    "transposed": lambda h, e: (e.T @ h.swapaxes(1, 2)).swapaxes(1, 2),
+    "flattened": lambda h, e: (h.reshape(14, V) @ e).reshape(2, 7, 5),
+    "vmapped": lambda h, e: jax.vmap(lambda h: h @ e)(h),
+    "in a scan": lambda h, e: lax.scan(lambda _, h: (None, h @ e), None, h)[1],
+    "cast": lambda h, e: jnp.float32(h.astype(jnp.bfloat16) @ e.astype(jnp.bfloat16)),
+    "by halves": lambda h, e: h[..., :5] @ e[:5] + h[..., 5:] @ e[5:],
+    "column-sharded": lambda h, e: sharded(lambda h, e: h @ e, (P(), P(None, "model")), P(None, None, "model"))(h, e),
+    "row-sharded": lambda h, e: sharded(
+        lambda h, e: lax.psum(h @ e, "model"), (P(None, None, "model"), P("model")), P()
+    )(h, e),
+    "scaled table": lambda h, e: h @ (e * 2.0),
+}
+_TABLE = {"e": alone("11 5"), "w": w("i5 o6")}
+LOOKUPS = [
+    *spelled("one-hot", {n: lambda t, e, w, hot=hot: tanh(hot(t) @ e) @ w for n, hot in _HOT.items()}, _IDS, **_TABLE),
+    *spelled("lookup", {n: lambda t, e, w, f=f: tanh(f(_hot(t), e)) @ w for n, f in _LOOKUPS.items()}, _IDS, **_TABLE),
+    *spelled(
+        "tied one-hot",
+        {n: lambda t, e, hot=hot: tanh(hot(t) @ e) @ e.T for n, hot in _HOT.items()},
+        _IDS,
+        e=_TABLE["e"],
+    ),
+]
+
+# Constant indices, permutations and selections.
+
+_TURNS = (np.arange(7)[:, None] - np.arange(7)) % 7
+_LAGS = 6 + np.arange(7)[:, None] - np.arange(7)
+_PERMUTATION = np.array([3, 0, 4, 1, 2])
+_SHUFFLES = np.stack([np.roll(np.arange(12).reshape(3, 4), (a, b), (0, 1)).ravel() for a in range(3) for b in range(4)])
+_SHUFFLES = _SHUFFLES.reshape(3, 4, 12)
+_ROTATIONS = np.stack([np.rot90(np.arange(9).reshape(3, 3), turn) for turn in range(4)])
+_RING = x_(2, 7)
+_CIRCULANT = {
+    "gathered": lambda x, c: x @ c[_TURNS],
+    "taken": lambda x, c: x @ jnp.take(c, _TURNS),
+    "taken flat": lambda x, c: x @ c[_TURNS.ravel()].reshape(7, 7),
+    "rolled": lambda x, c: x @ jnp.stack([jnp.roll(c[::-1], k + 1) for k in range(7)]),
+    "vmapped roll": lambda x, c: x @ jax.vmap(lambda k: c[(k - jnp.arange(7)) % 7])(jnp.arange(7)),
+    "slices of two turns": lambda x, c: x @ jnp.stack([jnp.tile(c, 2)[7 - k : 14 - k] for k in range(7)]).T[::-1],
+    "gathered data": lambda x, c: jnp.einsum("bjk,k->bj", x[:, _TURNS], c),
+    "a unit in a loop": lambda x, c: lax.map(lambda k: x @ c[(k - jnp.arange(7)) % 7], jnp.arange(7)),
+}
+_BLOCKS_OF_RING = {
+    "gathered": lambda x, c: jnp.einsum("bji,jkio->bko", x, c[_TURNS]),
+    "flat": lambda x, c: x.reshape(2, 35) @ c[_TURNS].transpose(0, 2, 1, 3).reshape(35, 42),
+    "convolved": lambda x, c: lax.conv_general_dilated(
+        jnp.concatenate([x, x[:, :6]], 1), c, (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
+    ),
+    "rolled data": lambda x, c: sum(jnp.roll(x, k, 1) @ c[k] for k in range(7)),
+}
+_INDEXED: dict[str, tuple[Any, Any, str]] = {
+    "rows permuted": (lambda x, w: x @ w[_PERMUTATION], _X, "i5 o6"),
+    "rows permuted, in a helper": (lambda x, w: x @ jax.jit(lambda w: w[_PERMUTATION])(w), _X, "i5 o6"),
+    "columns permuted": (lambda x, w: x @ w[:, _PERMUTATION], _X, "i5 o5"),
+    "columns permuted, then read": (lambda x, w: tanh(x @ w)[:, _PERMUTATION], _X, "i5 o5"),
+    "rows taken by sorting": (lambda x, w: x @ w[np.argsort(_PERMUTATION)], _X, "i5 o6"),
+    "permutation matrix": (lambda x, w: x @ (np.eye(5, dtype=np.float32)[_PERMUTATION] @ w), _X, "i5 o6"),
+    "permutation matrix by einsum": (
+        lambda x, w: x @ jnp.einsum("oi,pi->op", w, np.eye(5, dtype=np.float32)[_PERMUTATION]).T,
+        _X,
+        "o6 i5",
+    ),
+    "rows by ix_": (lambda x, w: x @ w[np.ix_(_PERMUTATION, np.arange(6)[::-1])], _X, "i5 o6"),
+    "rows by a mask": (
+        lambda x, w: x[:, :3] @ w[np.array([1, 1, 0, 1, 0], bool)] + x[:, 3:] @ w[np.array([0, 0, 1, 0, 1], bool)],
+        _X,
+        "i5 o6",
+    ),
+    "columns chosen": (lambda x, w: tanh(x @ w[:, [0, 2, 5]]) * (x @ w[:, [1, 3, 4]]), _X, "i5 o6"),
+    "columns chosen twice": (lambda x, w: x @ w[:, [0, 1, 1, 2, 3, 3, 4, 5]], _X, "i5 o6"),
+    "entries of two axes": (lambda x, w: x @ w[:, np.arange(3)[:, None], np.arange(2)].reshape(5, 6), _X, "i5 o3 o2"),
+    "strided halves along in": (lambda x, w: x[:, ::2] @ w[::2] + x[:, 1::2] @ w[1::2], _X, "i5 o6"),
+    "strided halves along out": (lambda x, w: tanh(x @ w[:, ::2]) + x @ w[:, 1::2], _X, "i5 o6"),
+    "strided halves interleaved": (lambda x, w: x @ jnp.stack([w[:, ::2], w[:, 1::2]], -1).reshape(5, 6), _X, "i5 o6"),
+    "strided by reshape": (
+        lambda x, w: tanh(x @ w.reshape(5, 3, 2)[..., 0]) * (x @ w.reshape(5, 3, 2)[..., 1]),
+        _X,
+        "i5 o6",
+    ),
+    "negative padding along out": (
+        lambda x, w: [x @ lax.pad(w, 0.0, [(0, 0, 0), at]) for at in ((-2, 0, 0), (0, -4, 0))],
+        _X,
+        "i5 o6",
+    ),
+    "negative padding along in": (
+        lambda x, w: (
+            x[:, 2:] @ lax.pad(w, 0.0, [(-2, 0, 0), (0, 0, 0)]) + x[:, :2] @ lax.pad(w, 0.0, [(0, -3, 0), (0, 0, 0)])
+        ),
+        _X,
+        "i5 o6",
+    ),
+    "cut on one side, padded on the other": (
+        lambda x, w: [x @ lax.pad(w, 0.0, [(0, 0, 0), at]) for at in ((-2, 2, 0), (0, -4, 0))],
+        _X,
+        "i5 o6",
+    ),
+    "parts joined in another order along in": (lambda x, w: x @ jnp.concatenate([w[3:], w[:3]]), _X, "i5 o6"),
+    "parts joined in another order along out": (lambda x, w: x @ jnp.concatenate([w[:, 4:], w[:, :4]], 1), _X, "i5 o6"),
+    "three parts in another order": (lambda x, w: x @ jnp.concatenate([w[2:4], w[4:], w[:2]]), _X, "i5 o6"),
+    "one half used twice along in": (lambda x, w: x @ jnp.concatenate([w, w[:2]]), _RING, "i5 o6"),
+    "one half used twice along out": (lambda x, w: x @ jnp.concatenate([w[:, :3], w[:, 3:], w[:, :3]], 1), _X, "i5 o6"),
+    "one half used twice, apart": (lambda x, w: (tanh(x @ w[:, :2]) * (x[::-1] @ w[:, :2]), x @ w[:, 2:]), _X, "i5 o6"),
+    "index of rank 3": (lambda x, w: jnp.einsum("bi,hwi->bhw", x, w[_SHUFFLES]), x_(2, 12), "i12"),
+    "index of rank 3, with outputs": (
+        lambda x, w: jnp.einsum("bi,ohwi->bohw", x, w[:, _SHUFFLES]),
+        x_(2, 12),
+        "o5 i12",
+    ),
+    "index of rank 3, two axes": (
+        lambda x, w: jnp.einsum("bi,ohwi->bohw", x, w[:, _SHUFFLES // 4, _SHUFFLES % 4]),
+        x_(2, 12),
+        "o5 i3 i4",
+    ),
+    "lifting convolution": (
+        lambda x, w: jax.vmap(lambda k: lax.conv(x, k, (1, 1), "SAME"))(
+            w.reshape(6, 3, 9)[:, :, _ROTATIONS].transpose(2, 0, 1, 3, 4)
+        ),
+        x_(2, 3, 7, 8),
+        "o6 i3 i3 i3",
+    ),
+    "lifting convolution, one kernel": (
+        lambda x, w: lax.conv(
+            x, w.reshape(6, 3, 9)[:, :, _ROTATIONS].transpose(0, 2, 1, 3, 4).reshape(24, 3, 3, 3), (1, 1), "SAME"
+        ),
+        x_(2, 3, 7, 8),
+        "o6 i3 i3 i3",
+    ),
+}
+INDEXED = [
+    *spelled("circulant", _CIRCULANT, _RING, c=w("i7")),
+    *spelled("block-circulant", _BLOCKS_OF_RING, x_(2, 7, 5), c=w("i7 i5 o6")),
+    *(case(f"constant index: {name}", f, x, w=w(text)) for name, (f, x, text) in _INDEXED.items()),
+]
+
+
+CASES = [*LOOKUPS, *INDEXED]
+HARD = [
+    *spelled(
+        "Toeplitz",
+        {"gathered": lambda x, c: x @ c[_LAGS], "taken": lambda x, c: jnp.einsum("bi,io->bo", x, jnp.take(c, _LAGS))},
+        _RING,
+        c=w("i13"),
+    ),
+]

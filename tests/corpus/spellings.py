@@ -1,0 +1,487 @@
+"""One function in many spellings: the axes of its weights are those of the function, however it is written.
+
+A family is a table of spellings of one function, in `spelled(family, table, args, **params)`; its truth is written
+down once, by what the function is. In `HARD` a spelling may be left alone; in `CASES` it must be read.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from corpus._case import Case
+from corpus._leaves import case, sharded, spelled, w, x_
+from corpus._loops import LOOPS, N, dense, scan, steps, while_loop
+
+tanh = jnp.tanh
+_X = x_(2, 5)
+
+
+def _through(body: Any, start: Any = lambda x: x) -> dict[str, Any]:
+    """`w` is the stack that is gone through, from `start(x)`."""
+    return {name: lambda x, w, loop=loop: loop(body, start(x), w) for name, loop in LOOPS.items()}
+
+
+def _residual(h: jax.Array, w: dict[str, jax.Array]) -> jax.Array:
+    return h + tanh(h @ w["up"]) @ w["down"]
+
+
+def _pending(x: jax.Array, w: dict[str, jax.Array]) -> jax.Array:
+    """The residual is added where the next layer starts: it is outside of the loop for the last."""
+
+    def body(at: Any, w: Any) -> Any:
+        h = at[0] + at[1]
+        return h, tanh(h @ w["up"]) @ w["down"]
+
+    return sum(scan(body, (x, jnp.zeros_like(x)), w))
+
+
+_BLOCKS = {"up": w("b4 i5 o7"), "down": w("b4 i7 o5")}
+_RESIDUALS = _through(_residual) | {
+    "residual outside of the loop": _pending,
+}
+
+# A sum over parts: every entry of a unit's parts is its input.
+
+_PARTS = x_(4, 2, 5)
+
+
+def _adding(y: Any, at: Any) -> Any:
+    return y + at[0] @ at[1]
+
+
+_SUMS = {
+    "einsum": lambda x, w: jnp.einsum("pbi,pio->bo", x, w),
+    "tensordot": lambda x, w: jnp.tensordot(x.swapaxes(0, 1), w, 2),
+    "merged": lambda x, w: x.swapaxes(0, 1).reshape(2, 20) @ w.reshape(20, 6),
+    "joined": lambda x, w: jnp.concatenate(list(x), 1) @ jnp.concatenate(list(w)),
+    "sum of a list": lambda x, w: sum(x[i] @ w[i] for i in range(N)),
+    "in pairs": lambda x, w: (x[0] @ w[0] + x[1] @ w[1]) + (x[2] @ w[2] + x[3] @ w[3]),
+    "masked": lambda x, w: steps(lambda i, y: y + jnp.where(i < N, x[i] @ w[i], 0), 0.0),
+    "masked in a loop": lambda x, w: lax.fori_loop(
+        0,
+        N + 1,
+        lambda i, y: y + jnp.where(i < N, x[jnp.minimum(i, N - 1)] @ w[jnp.minimum(i, N - 1)], 0),
+        jnp.zeros((2, 6)),
+    ),
+    "halves of merged": lambda x, w: (
+        x[:2].swapaxes(0, 1).reshape(2, 10) @ w[:2].reshape(10, 6) + jnp.einsum("pbi,pio->bo", x[2:], w[2:])
+    ),
+    "psum": lambda x, w: sharded(
+        lambda x, w: lax.psum(jnp.einsum("pbi,pio->bo", x, w), "model"), (P("model"), P("model")), P()
+    )(x, w),
+}
+_SUMS |= {name: lambda x, w, loop=loop: loop(_adding, jnp.zeros((2, 6)), (x, w)) for name, loop in LOOPS.items()}
+
+# Over a mesh: one device's block is all of the array, and the same program for any number of them.
+
+_ROWS, _COLUMNS, _WHOLE = P("model"), P(None, "model"), P()
+
+
+def _gathered(array: jax.Array, axis: int = 0) -> jax.Array:
+    return lax.all_gather(array, "model", axis=axis, tiled=True)
+
+
+def _mesh(f: Any, *specs: P, x: P = _WHOLE, out: P = _WHOLE) -> Any:
+    """`f(x, up, down)` on blocks."""
+    return lambda a, up, down: sharded(f, (x, *specs), out, check_vma=False)(a, up, down)
+
+
+_MESHES = {
+    "no mesh": lambda x, up, down: tanh(x @ up) @ down,
+    "psum": _mesh(lambda x, up, down: lax.psum(tanh(x @ up) @ down, "model"), _COLUMNS, _ROWS),
+    "psum_scatter": _mesh(
+        lambda x, up, down: lax.psum_scatter(tanh(x @ up) @ down, "model", scatter_dimension=1, tiled=True),
+        _COLUMNS,
+        _ROWS,
+        out=_COLUMNS,
+    ),
+    "psum_scatter, then all_gather": _mesh(
+        lambda x, up, down: _gathered(lax.psum_scatter(tanh(x @ up) @ down, "model", scatter_dimension=0, tiled=True)),
+        _COLUMNS,
+        _ROWS,
+    ),
+    "inputs summed over": _mesh(
+        lambda x, up, down: lax.psum(tanh(lax.psum(x @ up, "model")) @ down, "model") / lax.psum(1, "model"),
+        _ROWS,
+        _WHOLE,
+        x=_COLUMNS,
+    ),
+    "outputs gathered": _mesh(lambda x, up, down: _gathered(_gathered(tanh(x @ up), 1) @ down, 1), _COLUMNS, _COLUMNS),
+    "weights gathered": _mesh(
+        lambda x, up, down: tanh(x @ _gathered(up)) @ _gathered(down, 1), _ROWS, _COLUMNS, x=_ROWS, out=_ROWS
+    ),
+    "activations gathered": _mesh(
+        lambda x, up, down: lax.psum(tanh(_gathered(x) @ up) @ down, "model"), _COLUMNS, _ROWS, x=_ROWS
+    ),
+    "all_to_all": _mesh(
+        lambda x, up, down: (
+            lax.all_to_all(tanh(lax.all_to_all(x @ up, "model", 1, 0, tiled=True)), "model", 0, 1, tiled=True) @ down
+        ),
+        _WHOLE,
+        _WHOLE,
+        x=_ROWS,
+        out=_ROWS,
+    ),
+    "mean of replicas": _mesh(lambda x, up, down: lax.pmean(tanh(x @ up) @ down, "model"), _WHOLE, _WHOLE),
+    "permuted ring": _mesh(
+        lambda x, up, down: lax.psum(tanh(lax.ppermute(x, "model", [(0, 0)]) @ up) @ down, "model"), _COLUMNS, _ROWS
+    ),
+    "block of a whole weight": _mesh(
+        lambda x, up, down: lax.psum(
+            tanh(x @ up) @ lax.dynamic_slice_in_dim(down, lax.axis_index("model") * up.shape[1], up.shape[1]), "model"
+        ),
+        _COLUMNS,
+        _WHOLE,
+    ),
+    "in a jitted helper": lambda x, up, down: jax.jit(
+        _mesh(lambda x, up, down: lax.psum(tanh(x @ up) @ down, "model"), _COLUMNS, _ROWS)
+    )(x, up, down),
+    "in a remat": lambda x, up, down: jax.checkpoint(
+        _mesh(lambda x, up, down: lax.psum(tanh(x @ up) @ down, "model"), _COLUMNS, _ROWS)
+    )(x, up, down),
+}
+
+
+def _mesh_layers(x: jax.Array, w: dict[str, jax.Array]) -> jax.Array:
+    block = _mesh(lambda x, up, down: lax.psum(tanh(x @ up) @ down, "model"), _COLUMNS, _ROWS)
+    return scan(lambda h, w: h + block(h, w["up"], w["down"]), x, w)
+
+
+def _layers_in_mesh(x: jax.Array, w: dict[str, jax.Array]) -> jax.Array:
+    def run(x: jax.Array, w: dict[str, jax.Array]) -> jax.Array:
+        return scan(lambda h, w: h + lax.psum(tanh(h @ w["up"]) @ w["down"], "model"), x, w)
+
+    return sharded(run, (P(), {"up": P(None, None, "model"), "down": P(None, "model")}), P(), check_vma=False)(x, w)
+
+
+def _layers_gathered(x: jax.Array, w: dict[str, jax.Array]) -> jax.Array:
+    def run(x: jax.Array, w: dict[str, jax.Array]) -> jax.Array:
+        return scan(lambda h, w: _residual(h, jax.tree.map(_gathered, w)), x, w)
+
+    return sharded(run, (_ROWS, _COLUMNS), _ROWS, check_vma=False)(x, w)
+
+
+_RESIDUALS |= {
+    "loop over meshes": _mesh_layers,
+    "mesh over the loop": _layers_in_mesh,
+    "mesh over the loop, weights gathered": _layers_gathered,
+}
+_EXPERTS = {
+    "einsum": lambda x, w: tanh(jnp.einsum("ebi,eio->ebo", x, w)),
+    "vmap": lambda x, w: jax.vmap(dense)(x, w),
+    "map": lambda x, w: lax.map(lambda at: dense(*at), (x, w)),
+    "scan": lambda x, w: lax.scan(lambda _, at: (None, dense(*at)), None, (x, w))[1],
+    "stacked": lambda x, w: jnp.stack([dense(x[e], w[e]) for e in range(N)]),
+    "grouped convolution": lambda x, w: tanh(
+        lax.conv_general_dilated(
+            x.transpose(1, 0, 2).reshape(2, 1, 20),
+            w.transpose(1, 0, 2).reshape(1, 5, 24),
+            (1,),
+            "VALID",
+            dimension_numbers=("NWC", "WIO", "NWC"),
+            feature_group_count=N,
+        )
+    ),
+    "mesh": lambda x, w: sharded(jax.vmap(dense), (_ROWS, _ROWS), _ROWS)(x, w),
+    "mesh, all_to_all": lambda x, w: sharded(
+        lambda x, w: jax.vmap(dense)(lax.all_to_all(x, "model", 0, 0, tiled=True), w), (_ROWS, _ROWS), _ROWS
+    )(x, w),
+    "ragged_dot": lambda x, w: tanh(lax.ragged_dot(x.reshape(8, 5), w, jnp.full(N, 2, jnp.int32))),
+}
+
+
+def _block_diagonal(x: jax.Array, w: jax.Array) -> jax.Array:
+    blocks = x.transpose(1, 0, 2)[:, :, None] * jnp.eye(N)[:, :, None]
+    return tanh(blocks.reshape(2, N, 20) @ w.reshape(20, 6))
+
+
+# Scanned or not, the same batch and out: one layer, and a stack of four.
+
+_TIMES_HEADS = x_(2, 3, 5)
+_LAYERS: dict[str, tuple[Any, Any, str]] = {
+    "heads in": (
+        lambda h, w: tanh(jnp.einsum("bti,ihk->bthk", h, w)).sum(-1) @ jnp.ones((2, 5)),
+        x_(2, 3, 5),
+        "i5 o2 o3",
+    ),
+    "heads first": (
+        lambda h, w: tanh(jnp.einsum("bti,hik->bthk", h, w)).sum(-1) @ jnp.ones((2, 5)),
+        x_(2, 3, 5),
+        "o2 i5 o3",
+    ),
+    "heads out": (lambda h, w: tanh(jnp.einsum("bhk,hkd->bd", h, w))[:, None] * h, x_(2, 3, 5), "i3 i5 o5"),
+    "experts": (lambda h, w: tanh(jnp.einsum("ebi,eio->ebo", h, w)), x_(3, 2, 5), "b3 i5 o5"),
+    "experts by vmap": (lambda h, w: jax.vmap(dense)(h, w), x_(3, 2, 5), "b3 i5 o5"),
+    "groups last": (lambda h, w: tanh(jnp.einsum("bgi,iog->bgo", h, w)), x_(2, 3, 5), "i5 o5 b3"),
+    "token mixing": (lambda h, w: tanh(jnp.einsum("bnd,nm->bmd", h, w)), x_(2, 7, 3), "i7 o7"),
+    "convolution": (
+        lambda h, w: tanh(lax.conv_general_dilated(h, w, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))),
+        x_(2, 7, 5),
+        "i3 i5 o5",
+    ),
+}
+_STACKS = {
+    "unrolled",
+    "jitted helper",
+    "remat",
+    "scan",
+    "chunks in chunks",
+    "fori_loop",
+    "while_loop",
+    "scan over halves",
+}
+STACKS = [
+    *(case(f"one layer, {name}", f, x, w=w(text)) for name, (f, x, text) in _LAYERS.items()),
+    *(
+        case(f"four layers, {name}: {loop}", lambda x, w, f=f, loop=loop: LOOPS[loop](f, x, w), x, w=w(f"b4 {text}"))
+        for name, (f, x, text) in _LAYERS.items()
+        for loop in sorted(_STACKS)
+    ),
+]
+
+# A batch of products that is added up: the axis of the batch is an input as well, or nothing is said.
+
+
+def products(x: jax.Array, w: jax.Array) -> jax.Array:
+    return jax.vmap(jnp.matmul)(x, w)
+
+
+def _added_in_a_buffer(y: jax.Array) -> jax.Array:
+    return lax.fori_loop(0, 4, lambda i, out: out.at[i].set(y[i]), jnp.zeros_like(y)).sum(0)
+
+
+_ADDED: dict[str, Any] = {
+    "sum": lambda y: y.sum(0),
+    "mean": lambda y: y.mean(0),
+    "einsum": lambda y: jnp.einsum("ebo->bo", y),
+    "sum of a list": lambda y: sum(list(y)),
+    "one by one": lambda y: y[0] + y[1] + y[2] + y[3],
+    "halves": lambda y: y[:2].sum(0) + y[2:].sum(0),
+    "stack": lambda y: jnp.stack(list(y)).sum(0),
+    "concatenate, reshape": lambda y: jnp.concatenate(list(y)).reshape(4, 2, 6).sum(0),
+    "where": lambda y: jnp.where(np.array([True, True, False, True])[:, None, None], y, 0).sum(0),
+    "permuted": lambda y: y[np.array([2, 0, 3, 1])].sum(0),
+    "flipped": lambda y: y[::-1].sum(0),
+    "rolled onto itself": lambda y: y + jnp.roll(y, 1, 0),
+    "differences": lambda y: y[1:] - y[:-1],
+    "padded": lambda y: jnp.pad(y, ((1, 2), (0, 0), (0, 0))).sum(0),
+    "transposed": lambda y: y.transpose(1, 2, 0).sum(-1),
+    "flattened": lambda y: y.reshape(4, 12).sum(0),
+    "product with ones": lambda y: jnp.tensordot(np.ones(4, np.float32), y, 1),
+    "product with a matrix": lambda y: jnp.einsum("fe,ebo->fbo", np.tri(4, dtype=np.float32), y),
+    "times a constant": lambda y: (y * np.arange(4.0, dtype=np.float32)[:, None, None]).sum(0),
+    "convolved with ones": lambda y: lax.conv_general_dilated(
+        y.reshape(4, 1, 12).transpose(2, 1, 0), jnp.ones((1, 1, 4)), (1,), "VALID"
+    ),
+    "cumsum": lambda y: jnp.cumsum(y, 0),
+    "last of cumsum": lambda y: jnp.cumsum(y, 0)[-1],
+    "segment_sum": lambda y: jax.ops.segment_sum(y, np.array([0, 1, 0, 1]), 2),
+    "reduce_window": lambda y: lax.reduce_window(y, 0.0, lax.add, (2, 1, 1), (1, 1, 1), "VALID"),
+    "lax.reduce": lambda y: lax.reduce(y, 0.0, lax.add, (0,)),
+    "fft": lambda y: jnp.abs(jnp.fft.fft(y, axis=0)),
+    "rfft, back": lambda y: jnp.fft.irfft(jnp.fft.rfft(y, axis=0)[:2], axis=0),
+    "at add": lambda y: jnp.zeros((2, 2, 6)).at[np.array([0, 1, 0, 1])].add(y),
+    "buffer of a loop": _added_in_a_buffer,
+    "scan": lambda y: scan(operator.add, jnp.zeros((2, 6)), y),
+    "fori_loop": lambda y: lax.fori_loop(0, 4, lambda i, z: z + y[i], jnp.zeros((2, 6))),
+    "while_loop": lambda y: while_loop(lambda i, z: z + y[i], jnp.zeros((2, 6))),
+    "scan, all sums": lambda y: lax.scan(lambda z, v: (z + v, z + v), jnp.zeros((2, 6)), y)[1],
+    "associative_scan": lambda y: lax.associative_scan(operator.add, y),
+    "psum": lambda y: jax.vmap(lambda v: lax.psum(v, "e"), axis_name="e")(y)[0],
+    "pmean": lambda y: jax.vmap(lambda v: lax.pmean(v, "e"), axis_name="e")(y)[0],
+    "less its mean": lambda y: y - y.mean(0),
+    "jitted helper": jax.jit(lambda y: y.sum(0)),
+    "remat": jax.checkpoint(lambda y: y.sum(0)),
+    "mesh": lambda y: sharded(lambda y: lax.psum(y.sum(0), "model"), P("model"), P())(y),
+    "resized": lambda y: jax.image.resize(y, (2, 2, 6), "linear"),
+}
+_CLOSED: dict[str, Any] = {
+    "tanh": lambda y, g: tanh(y).sum(0),
+    "relu": lambda y, g: jax.nn.relu(y).mean(0),
+    "square": lambda y, g: (y**2).sum(0),
+    "abs": lambda y, g: jnp.abs(y).sum(0),
+    "softmax": lambda y, g: jax.nn.softmax(y, -1).sum(0),
+    "largest": lambda y, g: y.max(0),
+    "logsumexp": lambda y, g: jax.nn.logsumexp(y, 0),
+    "gated": lambda y, g: (y * g).sum(0),
+    "gated by einsum": lambda y, g: jnp.einsum("ebo,eb->bo", y, g[..., 0]),
+    "gated in a scan": lambda y, g: scan(lambda z, at: z + at[0] * at[1], jnp.zeros((2, 6)), (y, g)),
+    "gated by a softmax": lambda y, g: jnp.einsum("ebo,eb->bo", y, jax.nn.softmax(g[..., 0], 0)),
+    "normed": lambda y, g: (y / jnp.linalg.norm(y, axis=-1, keepdims=True)).sum(0),
+    "tanh, in a scan": lambda y, g: scan(lambda z, v: z + tanh(v), jnp.zeros((2, 6)), y),
+    "tanh, a cumsum": lambda y, g: jnp.cumsum(tanh(y), 0),
+}
+_ENSEMBLE, _GATES = x_(4, 2, 5), x_(4, 2, 1)
+ADDED = spelled(
+    "batch added up",
+    {name: lambda x, w, f=f: f(products(x, w)) for name, f in _ADDED.items()},
+    _ENSEMBLE,
+    w=w("i4 i5 o6"),
+)
+CLOSED = spelled(
+    "batch closed",
+    {name: lambda x, g, w, f=f: f(products(x, w), g) for name, f in _CLOSED.items()},
+    [_ENSEMBLE, _GATES],
+    w=w("b4 i5 o6"),
+)
+
+# Sizes of one.
+
+
+def _small(n: int, b: int, i: int, o: int) -> list[Case]:
+    """Stacks of `n` kernels `(i, o)` for batches of `b`."""
+    name = f"{n} kernels ({i}, {o}) for {b}"
+    body = lambda y, at: y + tanh(at[0] @ at[1])  # noqa: E731
+    out, xs = jnp.zeros((b, o)), x_(n, b, i)
+    loops = {
+        "scan": lambda x, w: scan(body, out, (x, w)),
+        "unrolled": lambda x, w: functools.reduce(lambda y, k: body(y, (x[k], w[k])), range(n), out),
+        "fori_loop": lambda x, w: lax.fori_loop(0, n, lambda k, y: body(y, (x[k], w[k])), out),
+        "vmap": lambda x, w: tanh(products(x, w)).sum(0),
+        "einsum": lambda x, w: tanh(jnp.einsum("nbi,nio->nbo", x, w)).sum(0),
+    }
+    sums = {
+        "scan": lambda x, w: scan(_adding, out, (x, w)),
+        "einsum": lambda x, w: jnp.einsum("nbi,nio->bo", x, w),
+        "list": lambda x, w: sum(x[k] @ w[k] for k in range(n)),
+    }
+    return [
+        *spelled(f"read, {name}", loops, xs, w=w(f"b{n} i{i} o{o}")),
+        *spelled(f"added up, {name}", sums, xs, w=w(f"i{n} i{i} o{o}")),
+    ]
+
+
+SIZES = [
+    of
+    for sizes in [(2, 2, 8, 2), (2, 2, 8, 1), (1, 2, 8, 6), (2, 1, 8, 6), (1, 1, 8, 1), (2, 2, 1, 6), (1, 2, 1, 6)]
+    for of in _small(*sizes)
+]
+
+# The gradient inside of `fn`.
+
+
+def _mlp_loss(params: Any, x: jax.Array) -> jax.Array:
+    return ((tanh(x @ params["up"]) @ params["down"]) ** 2).mean()
+
+
+def _mesh_loss(params: Any, x: jax.Array) -> jax.Array:
+    block = _mesh(lambda x, up, down: lax.psum(tanh(x @ up) @ down, "model"), _COLUMNS, _ROWS)
+    return (block(x, params["up"], params["down"]) ** 2).mean()
+
+
+def _mesh_over_gradient(params: Any, x: jax.Array) -> Any:
+    def run(params: Any, x: jax.Array) -> Any:
+        loss, grads = jax.value_and_grad(_mlp_loss)(params, x)
+        return lax.pmean(loss, "model"), jax.tree.map(lambda g: lax.pmean(g, "model"), grads)
+
+    return sharded(run, (P(), P("model")), (P(), P()), check_vma=False)(params, x)
+
+
+def _experts_loss(params: Any, x: jax.Array) -> jax.Array:
+    def run(x: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:
+        return lax.all_to_all(jax.vmap(jnp.matmul)(tanh(jax.vmap(jnp.matmul)(x, up)), down), "model", 0, 0, tiled=True)
+
+    blocks = sharded(run, (P("model"), P("model"), P("model")), P("model"), check_vma=False)
+    return (blocks(x, params["up"], params["down"]) ** 2).mean()
+
+
+_UP_DOWN = {"up": w("i5 o7"), "down": w("i7 o6")}
+_GRADIENTS = {
+    "value": _mlp_loss,
+    "value_and_grad": jax.value_and_grad(_mlp_loss),
+    "grad": jax.grad(_mlp_loss),
+    "grad of remat": jax.grad(jax.checkpoint(_mlp_loss)),
+    "jitted grad": jax.jit(jax.grad(_mlp_loss)),
+    "vjp": lambda params, x: jax.vjp(_mlp_loss, params, x)[1](1.0),
+    "a step": lambda params, x: jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(_mlp_loss)(params, x)),
+    "grad per example": lambda params, x: jax.vmap(jax.grad(_mlp_loss), (None, 0))(params, x[:, None]),
+    "accumulated": lambda params, x: lax.scan(
+        lambda total, x: (jax.tree.map(jnp.add, total, jax.grad(_mlp_loss)(params, x[None])), None),
+        jax.tree.map(jnp.zeros_like, params),
+        x,
+    )[0],
+    "mesh": _mesh_loss,
+    "value_and_grad of a mesh": jax.value_and_grad(_mesh_loss),
+    "mesh over value_and_grad": _mesh_over_gradient,
+}
+
+
+def _two_halves(x: jax.Array, w: jax.Array) -> jax.Array:
+    """One half of a kernel is used before a loop, the other in it."""
+    gate = tanh(x @ w[:, :5])
+    return scan(lambda h, _: gate * tanh(h @ w[:, 5:]), x, None, length=3)
+
+
+def _added_halves(x: jax.Array, w: jax.Array) -> jax.Array:
+    """A unit that adds up two columns."""
+    first = x @ w[:, :5]
+    return scan(lambda h, _: tanh(h @ w[:, 5:] + first), jnp.zeros((2, 5)), None, length=3)
+
+
+def _two_halves_of_rows(x: jax.Array, w: jax.Array) -> jax.Array:
+    first = x @ w[:5]
+    return scan(lambda h, _: tanh(h @ w[5:] + first), jnp.zeros((2, 6)), None, length=3)
+
+
+def _two_halves_of_layers(x: jax.Array, w: jax.Array) -> jax.Array:
+    return scan(dense, dense(x, w[0]), w[1:])
+
+
+def _loss_of(f: Any) -> dict[str, Any]:
+    loss = lambda w, x: (f(x, w) ** 2).mean()  # noqa: E731
+    return {
+        "value": f,
+        "value_and_grad": lambda x, w: jax.value_and_grad(loss)(w, x),
+        "grad of remat": lambda x, w: jax.grad(jax.checkpoint(loss))(w, x),
+        "grad of a scan of remat": lambda x, w: jax.grad(lambda w: loss(w, jax.checkpoint(tanh)(x)))(w),
+    }
+
+
+GRADIENTS = [
+    *spelled("gradient", {n: lambda x, f=f, **p: f(p, x) for n, f in _GRADIENTS.items()}, _X, **_UP_DOWN),
+    *spelled(
+        "gradient of experts",
+        {
+            "value": lambda x, **p: _experts_loss(p, x),
+            "value_and_grad": lambda x, **p: jax.value_and_grad(_experts_loss)(p, x),
+        },
+        x_(3, 2, 5),
+        up=w("b3 i5 o7"),
+        down=w("b3 i7 o6"),
+    ),
+    *spelled("halves of columns, before a loop and in it", _loss_of(_two_halves), _X, w=w("i5 o10")),
+    *spelled("halves of rows, before a loop and in it", _loss_of(_two_halves_of_rows), _X, w=w("i11 o6")),
+    *spelled("halves of layers, before a loop and in it", _loss_of(_two_halves_of_layers), _X, w=w("b4 i5 o5")),
+]
+
+
+CASES = [
+    *spelled("layers", _through(dense), _X, w=w("b4 i5 o5")),
+    *spelled("residual layers", _RESIDUALS, _X, w=_BLOCKS),
+    *spelled("sum over parts", _SUMS, _PARTS, w=w("i4 i5 o6")),
+    *spelled("mesh", _MESHES, _X, **_UP_DOWN),
+    *spelled("experts", _EXPERTS, _ENSEMBLE, w=w("b4 i5 o6", "o4 i5 o6")),
+    *STACKS,
+    *CLOSED,
+    *SIZES,
+    *GRADIENTS,
+]
+HARD = [
+    *ADDED,
+    *spelled(
+        "batch added up",
+        {"with its outputs": lambda x, w: products(x, w).sum()},
+        _ENSEMBLE,
+        w=w("i4 i5 o6", "b4 i5 o6"),
+    ),
+    *spelled("experts", {"block-diagonal": _block_diagonal}, _ENSEMBLE, w=w("b4 i5 o6")),
+    *spelled("added halves of columns, before a loop and in it", _loss_of(_added_halves), _X, w=w("i5 o10")),
+]
