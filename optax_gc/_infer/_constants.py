@@ -70,8 +70,18 @@ class Constant:
         return loops, every.reshape((*(dim.size for dim in loops), *every.shape[1:]))
 
 
+def numbers_of(array: Any) -> np.ndarray:
+    """The numbers of an array of the program, if it has them here."""
+    try:
+        if getattr(array, "is_fully_addressable", True):
+            return np.asarray(array)
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
+        pass
+    raise UnfollowedError("is indexed by an array that is elsewhere")
+
+
 def literal(value: Any) -> Constant:
-    return Constant(lambda _: np.asarray(value))
+    return Constant(lambda _: numbers_of(value))
 
 
 def step_of(loop: Dim) -> Constant:

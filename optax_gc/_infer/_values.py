@@ -11,8 +11,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from optax_gc._infer._arrays import LIMIT
-from optax_gc._infer._constants import Constant
+from optax_gc._infer._arrays import LIMIT, UnfollowedError
+from optax_gc._infer._constants import Constant, numbers_of
 from optax_gc._infer._views import Mark, Param, Use, View
 
 
@@ -45,7 +45,10 @@ def facts_of(array: Any) -> Facts:
         return Facts(zero=True) if isinstance(array, (int, float, np.generic)) and array == 0 else NOTHING
     if array.size > LIMIT or array.dtype.kind not in "iufb":
         return NOTHING
-    numbers = np.asarray(array)
+    try:
+        numbers = numbers_of(array)
+    except UnfollowedError:
+        return NOTHING
     hot = {t for t in range(numbers.ndim) if numbers.shape[t] > 1 and (np.count_nonzero(numbers, t) <= 1).all()}
     line = numbers.ndim == 1 and len(np.unique(numbers)) == numbers.size
     return Facts(hot=frozenset(hot), distinct=frozenset([0] if line else []), zero=not numbers.any())

@@ -258,16 +258,19 @@ def reshape(view: View, new: Sequence[int]) -> View:
         for t in range(a, i):
             if view.axes[t].padded:
                 view = flatten(view, t)
-        view, regrouped = _regroup(view, [dim for t in range(a, i) for dim in view.axes[t].dims], new[b:j])
-        axes += regrouped
+        dims = [dim for t in range(a, i) for dim in view.axes[t].dims]
+        if new[b:j] or not axes:
+            view, regrouped = _regroup(view, dims, new[b:j])
+            axes += regrouped
+        else:  # They have one position.
+            axes[-1] = axes[-1]._replace(dims=(*axes[-1].dims, *dims))
     return view.replace(axes=tuple(axes))
 
 
 def _regroup(view: View, dims: Sequence[Dim], sizes: Sequence[int]) -> tuple[View, list[Axis]]:
     """Splits a run of dims into axes of these sizes. The axes of the view are left to the caller."""
-    view = view.drop_dims(dim for dim in dims if dim.size == 1)
-    todo = [dim for dim in reversed(dims) if dim.size > 1]
-    axes = []
+    todo = list(reversed(dims))
+    axes: list[Axis] = []
     for size in sizes:
         run: Dims = ()
         while (have := size_of(run)) < size:
@@ -286,4 +289,7 @@ def _regroup(view: View, dims: Sequence[Dim], sizes: Sequence[int]) -> tuple[Vie
                 if todo[0].size % size:
                     raise UnfollowedError("mixes its axes")
         axes.append(Axis(run) if run else blank(1))
-    return view, axes
+    if not axes:
+        return view.drop_dims(todo), axes
+    # What is left has one position.
+    return view, [*axes[:-1], Axis((*axes[-1].dims, *reversed(todo)))]
