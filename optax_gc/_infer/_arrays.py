@@ -50,9 +50,12 @@ class Named(NamedTuple):
 
     def over(self, dims: Sequence[Dim]) -> np.ndarray:
         """The array with exactly these dims in this order; where it does not vary, it is broadcast."""
+        return np.broadcast_to(self.sparse(dims), [dim.size for dim in dims])
+
+    def sparse(self, dims: Sequence[Dim]) -> np.ndarray:
+        """The array with these dims in this order, of size one where it does not vary."""
         order = [self.dims.index(dim) for dim in dims if dim in self.dims]
-        shape = [dim.size if dim in self.dims else 1 for dim in dims]
-        return np.broadcast_to(self.data.transpose(order).reshape(shape), [dim.size for dim in dims])
+        return self.data.transpose(order).reshape([dim.size if dim in self.dims else 1 for dim in dims])
 
     def table(self, rows: Sequence[Dim], columns: Sequence[Dim]) -> np.ndarray:
         """The array as a matrix, rows over some dims and columns over others."""
@@ -64,10 +67,15 @@ class Named(NamedTuple):
         """The array at some positions of a dim; the positions are an array over the dims `new`."""
         if dim not in self.dims:
             return self
-        i = self.dims.index(dim)
-        if self.data.size // max(dim.size, 1) * positions.size > LIMIT:
+        rest = tuple(other for other in self.dims if other is not dim)
+        dims = (*rest, *(other for other in new if other not in rest))
+        if size_of(dims) > LIMIT:
             raise UnfollowedError("is indexed along too many of its axes at once")
-        return Named((*self.dims[:i], *new, *self.dims[i + 1 :]), np.take(self.data, positions, axis=i))
+        chosen = Named(new, np.asarray(positions))
+        index = [
+            (chosen if axis is dim else Named((axis,), np.arange(axis.size))).sparse(dims) for axis in self.dims
+        ]
+        return Named(dims, self.data[tuple(index)])
 
     def split(self, dim: Dim, new: Dims) -> Named:
         """The array with one dim regarded as several, major first."""

@@ -41,9 +41,7 @@ NOTHING = Facts()
 
 def facts_of(array: Any) -> Facts:
     """What the numbers of a constant say, if they are not too many to look at."""
-    if np.ndim(array) == 0:
-        return Facts(zero=True) if isinstance(array, (int, float, np.generic)) and array == 0 else NOTHING
-    if array.size > LIMIT or array.dtype.kind not in "iufb":
+    if np.size(array) > LIMIT or np.result_type(array).kind not in "iufb":
         return NOTHING
     try:
         numbers = numbers_of(array)
