@@ -29,7 +29,7 @@ class Maker:
         self.random = random.Random(seed)
         self.sizes = self.random.choice([(2, 3, 4, 5, 6, 7), (2, 3, 5, 7), (1, 2, 3, 5), (2, 4, 6), (3,), (4,), (2,)])
         self.batch, self.time = self.size(), self.random.choice([1, 2, 3, 4, self.size()])
-        self.stack: tuple[int, ...] = ()  # what every kernel is stacked over
+        self.stack: tuple[Axis, ...] = ()  # what every kernel is stacked over
         self.params: dict[str, jax.ShapeDtypeStruct] = {}
         self.args: dict[str, Any] = {}
         self.high: dict[str, int] = {}
@@ -81,12 +81,12 @@ class Maker:
 
     def kernel(self, *axes: tuple[str, int]) -> str:
         """Declares a kernel of these axes: what `apply` finds under the name it returns."""
-        spec = (*(Axis("batch", n) for n in self.stack), *(Axis(*axis) for axis in axes))
+        spec = (*self.stack, *(Axis(*axis) for axis in axes))
         return self.loaded(self.pick(DRESSES)(self, spec))
 
     def vector(self, *shape: int) -> str:
         """Declares what is no weight: a bias, a scale, a table."""
-        name = self.param((*self.stack, *shape), None)
+        name = self.param((*(axis.size for axis in self.stack), *shape), None)
         return self.loaded(lambda params, batch: params[name])
 
 

@@ -17,7 +17,7 @@ from generated.maker import Arrays, Maker
 # Products: f(x, w) for an einsum rule of two operands, in many spellings.
 
 
-def product(make: Maker, rule: str, depth: int = 2) -> Callable[[Any, Any], Any]:
+def product(make: Maker, rule: str, depth: int = 1) -> Callable[[Any, Any], Any]:
     operands, y = rule.split("->")
     x, w = operands.split(",")
     letters = {
@@ -331,6 +331,7 @@ LOOPS = [
     *((1, f) for f in (first_then_scan, by_vmap_of_index, by_vmap, by_map, by_list, by_switch, picked)),
 ]
 FORWARD_ONLY = {while_counter, while_carry}
+PARALLEL = {by_vmap_of_index, by_vmap, by_map, by_list}  # of one input: their stack may as well be outputs
 
 # Around blocks.
 
