@@ -35,6 +35,7 @@ class Maker:
         self.high: dict[str, int] = {}
         self.truth: dict[str, tuple[str, ...] | None] = {}
         self.unsure: set[str] = set()
+        self.repeated: set[str] = set()  # sure if what they meet is repeated for each of several examples
         self.loads: dict[str, Load] = {}
         self.differentiable = True
         self.text: list[str] = []
@@ -268,6 +269,6 @@ def added(make: Maker, spec: tuple[Axis, ...]) -> Load:
 DRESSES = [
     (14, stored),
     (2, maths),
-    *((1, f) for f in (in_parts, one_by_one, eight_bits, normalised, reparameterised)),
-    *((0.5, f) for f in (masked, permuted, added)),
+    *((1, f) for f in (in_parts, eight_bits, normalised)),
+    *((0.5, f) for f in (masked, permuted, added, one_by_one, reparameterised)),
 ]

@@ -379,7 +379,9 @@ def squeezed(make: Maker, d: int, m: int) -> Apply:
 def probes(make: Maker, d: int, m: int) -> Apply:
     """Learned vectors, repeated for each example, that attend to the data."""
     n, k, count = make.choice([1, 2, 3]), make.size(), make.time
-    probe, wq = make.vector(count, d), make.kernel(("in", d), ("out", n), ("out", k))
+    probe, known = make.vector(count, d), set(make.params)
+    wq = make.kernel(("in", d), ("out", n), ("out", k))
+    make.repeated |= set(make.params) - known
     wk, wv = (make.kernel(("in", d), ("out", n), ("out", k)) for _ in range(2))
     out, last = make.kernel(("in", n), ("in", k), ("out", m)), product(make, "bthk,hko->bto")
     f, g = product(make, "bti,ihk->bthk", 0), product(make, "bti,ihk->bthk")
@@ -396,8 +398,6 @@ def probes(make: Maker, d: int, m: int) -> Apply:
         scores = jax.nn.softmax(jnp.einsum("bthk,bshk->bhts", q, k) / math.sqrt(k.shape[-1]))
         return last(jnp.einsum("bhts,bshk->bthk", scores, v), p[out])
 
-    if make.batch == 1:
-        make.unsure |= {name for name in make.params if make.truth[name]}
     return apply
 
 

@@ -30,7 +30,7 @@ from jax import lax
 from generated.blocks import BETWEEN, BLOCKS, activation
 from generated.maker import Apply, Arrays, Axis, Maker
 from generated.more_blocks import MORE
-from generated.spellings import FORWARD_ONLY, LOOPS, PARALLEL, WRAPS, index, lookup
+from generated.spellings import FORWARD_ONLY, LOOPS, ONE_ROW, PARALLEL, WRAPS, index, lookup
 from optax_gc import WeightAxes, infer_axes
 
 
@@ -97,12 +97,20 @@ def layer(make: Maker, d: int) -> Apply:
         "curved": lambda p, h: act(block(p, h)),
         "scaled": lambda p, h: 0.5 * (h + block(p, h)),
     }[how]
-    return make.pick(WRAPS)(apply)
+    return wrapped(make, apply)
+
+
+def wrapped(make: Maker, apply: Apply) -> Apply:
+    wrap = make.pick(WRAPS)
+    if wrap in ONE_ROW or make.batch == 1:
+        make.unsure |= make.repeated
+    make.repeated.clear()
+    return wrap(apply)
 
 
 def narrowed(make: Maker, d: int) -> tuple[Apply, int]:
     m = make.size()
-    return make.pick(WRAPS)(make.pick(BLOCKS + MORE)(make, d, m)), m
+    return wrapped(make, make.pick(BLOCKS + MORE)(make, d, m)), m
 
 
 # Networks: where the data come from, a chain of blocks, and what is made of the end of it.

@@ -372,3 +372,4 @@ def with_rule(apply):
 
 
 WRAPS = [(12, plainly), *((1, f) for f in (jax.jit, jax.checkpoint, by_rows, row_by_row, named, chosen, with_rule))]
+ONE_ROW = {by_rows, row_by_row}  # a block sees one example at a time
