@@ -29,12 +29,13 @@ class Maker:
         self.random = random.Random(seed)
         self.sizes = self.random.choice([(2, 3, 4, 5, 6, 7), (2, 3, 5, 7), (1, 2, 3, 5), (2, 4, 6), (3,), (4,), (2,)])
         self.batch, self.time = self.size(), self.random.choice([1, 2, 3, 4, self.size()])
-        self.stack: tuple[int, ...] = ()  # what every kernel is stacked over
+        self.stack: tuple[Axis, ...] = ()  # what every kernel is stacked over
         self.params: dict[str, jax.ShapeDtypeStruct] = {}
         self.args: dict[str, Any] = {}
         self.high: dict[str, int] = {}
         self.truth: dict[str, tuple[str, ...] | None] = {}
         self.unsure: set[str] = set()
+        self.repeated: set[str] = set()  # sure if what they meet is repeated for each of several examples
         self.loads: dict[str, Load] = {}
         self.differentiable = True
         self.text: list[str] = []
@@ -81,12 +82,12 @@ class Maker:
 
     def kernel(self, *axes: tuple[str, int]) -> str:
         """Declares a kernel of these axes: what `apply` finds under the name it returns."""
-        spec = (*(Axis("batch", n) for n in self.stack), *(Axis(*axis) for axis in axes))
+        spec = (*self.stack, *(Axis(*axis) for axis in axes))
         return self.loaded(self.pick(DRESSES)(self, spec))
 
     def vector(self, *shape: int) -> str:
         """Declares what is no weight: a bias, a scale, a table."""
-        name = self.param((*self.stack, *shape), None)
+        name = self.param((*(axis.size for axis in self.stack), *shape), None)
         return self.loaded(lambda params, batch: params[name])
 
 
@@ -268,6 +269,6 @@ def added(make: Maker, spec: tuple[Axis, ...]) -> Load:
 DRESSES = [
     (14, stored),
     (2, maths),
-    *((1, f) for f in (in_parts, one_by_one, eight_bits, normalised, reparameterised)),
-    *((0.5, f) for f in (masked, permuted, added)),
+    *((1, f) for f in (in_parts, eight_bits, normalised)),
+    *((0.5, f) for f in (masked, permuted, added, one_by_one, reparameterised)),
 ]

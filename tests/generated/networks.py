@@ -28,8 +28,9 @@ import numpy as np
 from jax import lax
 
 from generated.blocks import BETWEEN, BLOCKS, activation
-from generated.maker import Apply, Arrays, Maker
-from generated.spellings import FORWARD_ONLY, LOOPS, WRAPS, index, lookup
+from generated.maker import Apply, Arrays, Axis, Maker
+from generated.more_blocks import MORE
+from generated.spellings import FORWARD_ONLY, LOOPS, ONE_ROW, PARALLEL, WRAPS, index, lookup
 from optax_gc import WeightAxes, infer_axes
 
 
@@ -46,25 +47,23 @@ class Network:
 
 def stacked(make: Maker, d: int) -> Apply:
     """Layers of one kind, each with its own part of every kernel, perhaps of stacks in a stack."""
-    counts = [make.choice([1, 2, 2, 3, 4]) for _ in range(make.choice([1, 1, 1, 2]))]
-    outer, make.stack = make.stack, (*make.stack, *counts)
-    known = set(make.loads)
+    counts = [make.choice([1, 2, 2, 2, 3]) for _ in range(make.choice([1, 1, 1, 2]))]
+    loops = [make.pick(LOOPS) for _ in counts]
+    outer, known = make.stack, set(make.loads)
+    make.stack = (*outer, *(Axis("copy" if f in PARALLEL else "batch", n) for f, n in zip(loops, counts, strict=True)))
     body = layer(make, d)
-    names, make.stack = set(make.loads) - known, outer
-    if not names:
-        return body
-    for n in reversed(counts):
-        body = looped(make, body, n, names)
+    names, make.stack = sorted(set(make.loads) - known), outer
+    for n, loop in zip(reversed(counts), reversed(loops), strict=True):
+        body = looped(make, body, n, loop, names) if names else body
     return body
 
 
-def looped(make: Maker, body: Apply, n: int, names: set[str]) -> Apply:
-    loop, at, remat = make.pick(LOOPS), index(make), make.chance(0.2)
+def looped(make: Maker, body: Apply, n: int, loop: Callable[..., Any], names: list[str]) -> Apply:
+    at, remat = index(make), make.chance(0.2)
     make.differentiable &= loop not in FORWARD_ONLY
 
     def apply(p, h):
-        mine = {name: p[name] for name in sorted(names)}
-        return loop(jax.checkpoint(body) if remat else body, mine, h, n, at)
+        return loop(jax.checkpoint(body) if remat else body, {name: p[name] for name in names}, h, n, at)
 
     return apply
 
@@ -87,7 +86,7 @@ def shared(make: Maker, d: int) -> Apply:
 
 def layer(make: Maker, d: int) -> Apply:
     """A block of as many features out as in, with a residual or without."""
-    block, before, act = make.pick(BLOCKS)(make, d, d), make.pick(BETWEEN)(make, d), activation(make)
+    block, before, act = make.pick(BLOCKS + MORE)(make, d, d), make.pick(BETWEEN)(make, d), activation(make)
     how = make.choice(["residual", "residual", "plain", "before", "after", "curved", "scaled"])
     make.text.append(how)
     apply = {
@@ -98,12 +97,20 @@ def layer(make: Maker, d: int) -> Apply:
         "curved": lambda p, h: act(block(p, h)),
         "scaled": lambda p, h: 0.5 * (h + block(p, h)),
     }[how]
-    return make.pick(WRAPS)(apply)
+    return wrapped(make, apply)
+
+
+def wrapped(make: Maker, apply: Apply) -> Apply:
+    wrap = make.pick(WRAPS)
+    if wrap in ONE_ROW or make.batch == 1:
+        make.unsure |= make.repeated
+    make.repeated.clear()
+    return wrap(apply)
 
 
 def narrowed(make: Maker, d: int) -> tuple[Apply, int]:
     m = make.size()
-    return make.pick(WRAPS)(make.pick(BLOCKS)(make, d, m)), m
+    return wrapped(make, make.pick(BLOCKS + MORE)(make, d, m)), m
 
 
 # Networks: where the data come from, a chain of blocks, and what is made of the end of it.
@@ -150,7 +157,7 @@ def draw(seed: int) -> Network:
     make = Maker(seed)
     first, d = start(make)
     chain: list[Apply] = []
-    for _ in range(make.choice([2, 2, 3, 3, 4, 5, 6])):
+    for _ in range(make.choice([2, 2, 2, 3, 3, 4, 5])):
         kind = make.choice(["layer", "layer", "stack", "stack", "narrow", "narrow", "shared", "between"])
         if kind == "narrow":
             apply, d = narrowed(make, d)

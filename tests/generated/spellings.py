@@ -17,7 +17,7 @@ from generated.maker import Arrays, Maker
 # Products: f(x, w) for an einsum rule of two operands, in many spellings.
 
 
-def product(make: Maker, rule: str, depth: int = 2) -> Callable[[Any, Any], Any]:
+def product(make: Maker, rule: str, depth: int = 1) -> Callable[[Any, Any], Any]:
     operands, y = rule.split("->")
     x, w = operands.split(",")
     letters = {
@@ -331,6 +331,7 @@ LOOPS = [
     *((1, f) for f in (first_then_scan, by_vmap_of_index, by_vmap, by_map, by_list, by_switch, picked)),
 ]
 FORWARD_ONLY = {while_counter, while_carry}
+PARALLEL = {by_vmap_of_index, by_vmap, by_map, by_list}  # of one input: their stack may as well be outputs
 
 # Around blocks.
 
@@ -371,3 +372,4 @@ def with_rule(apply):
 
 
 WRAPS = [(12, plainly), *((1, f) for f in (jax.jit, jax.checkpoint, by_rows, row_by_row, named, chosen, with_rule))]
+ONE_ROW = {by_rows, row_by_row}  # a block sees one example at a time
