@@ -60,11 +60,13 @@ def _roll(make: Maker, shape: Shape) -> Step:
     return f"roll {shift} on axis {k}", lambda env, v: jnp.roll(v, shift, k)
 
 
-def _pad(make: Maker, shape: Shape) -> Step:
+def _pad(make: Maker, shape: Shape) -> Step | None:
     """Zeros around or between, and negative padding that cuts."""
-    k, config = _axis(make, shape), (make.random.randint(-1, 2), make.random.randint(-1, 2), make.choice([0, 0, 1]))
-    configs = [config if i == k else (0, 0, 0) for i in range(len(shape))]
-    return f"lax.pad {configs}", lambda env, v: lax.pad(v, np.zeros((), v.dtype), configs)
+    k, low, high, between = _axis(make, shape), *(make.random.randint(-1, 2) for _ in "ab"), make.choice([0, 0, 1])
+    if shape[k] + low + high + between * (shape[k] - 1) < 1:
+        return None
+    config = [(low, high, between) if i == k else (0, 0, 0) for i in range(len(shape))]
+    return f"lax.pad {config}", lambda env, v: lax.pad(v, np.zeros((), v.dtype), config)
 
 
 def _tile(make: Maker, shape: Shape) -> Step:
@@ -245,7 +247,8 @@ def _loop(make: Maker, shape: Shape) -> Step | None:
     """The same step for each entry of the first axis."""
     if len(shape) < 2:
         return None
-    n, how = shape[0], make.choice(["scan", "carried", "map", "fori", "while", "unrolled", "vmap", "vmap over an index"])
+    n = shape[0]
+    how = make.choice(["scan", "carried", "map", "fori", "while", "unrolled", "vmap", "vmap over an index"])
     text, inner = _step(make, shape[1:])
     order = np.array(make.shuffled(range(n)))
 
@@ -279,8 +282,8 @@ def _helper(make: Maker, shape: Shape) -> Step:
     return f"{how.__name__}: {text}", lambda env, v: how(functools.partial(inner, env))(v)
 
 
-_STEPS = [_cut, _flip, _roll, _pad, _tile, _transpose, _reshape, _join, _take, _gather, _paired, _matrix, _stack, _split]
-_STEPS += [_dynamic, _pick, _write, _scale, _scale_by_data, _cast, _choose, _add, _loop, _helper]
+_STEPS = [_cut, _flip, _roll, _pad, _tile, _transpose, _reshape, _join, _take, _gather, _paired, _matrix, _stack]
+_STEPS += [_split, _dynamic, _pick, _write, _scale, _scale_by_data, _cast, _choose, _add, _loop, _helper]
 
 
 def _step(make: Maker, shape: Shape) -> Step:
@@ -496,7 +499,8 @@ def expected(program: Program) -> frozenset[int] | None:
     axes = set()
     for unit in support[support.any(axis=tuple(range(1, support.ndim)))]:
         counts = [len(set(positions)) for positions in np.nonzero(unit)]
-        if any(n not in (1, size) for n, size in zip(counts, unit.shape, strict=True)) or math.prod(counts) != unit.sum():
+        whole = all(n in (1, size) for n, size in zip(counts, unit.shape, strict=True))
+        if not whole or math.prod(counts) != unit.sum():
             return None
         axes.add(frozenset(k for k, n in enumerate(counts) if n > 1))
     (only,) = axes if len(axes) == 1 else (None,)
