@@ -8,7 +8,7 @@ import pytest
 from optax_gc import infer_axes
 
 FRAMEWORKS = ("flax_linen", "flax_nnx", "haiku", "equinox", "keras")
-FRAMEWORKS += ("plain", "spellings", "indices", "factors", "published")  # in plain JAX
+FRAMEWORKS += ("plain", "spellings", "indices", "factors", "decoders", "published")  # in plain JAX
 
 # What is left alone though its axes are known, by the module that holds its case: (name of the case, path), no more
 # and no less.

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from corpus._case import DENSE, KEY, Case, by_name
 from corpus._leaves import alone, case, conv, tokens, w, x_
+from corpus.decoders import layer_norm, rms
+from optax_gc import WeightAxes
 
 B, T, D, V = 2, 6, 8, 11
 _X = x_(B, T, D)
@@ -19,240 +22,6 @@ _IDS = tokens(B, T)
 gelu, silu, tanh, softmax = jax.nn.gelu, jax.nn.silu, jnp.tanh, jax.nn.softmax
 einsum = jnp.einsum
 
-
-def rms(x: jax.Array, scale: Any = 0.0) -> jax.Array:
-    return x * lax.rsqrt((x**2).mean(-1, keepdims=True) + 1e-6) * (1 + scale)
-
-
-def layer_norm(x: jax.Array, scale: Any, bias: Any) -> jax.Array:
-    x = x - x.mean(-1, keepdims=True)
-    return x * lax.rsqrt((x**2).mean(-1, keepdims=True) + 1e-6) * scale + bias
-
-
-def capped(x: jax.Array, cap: float) -> jax.Array:
-    return cap * tanh(x / cap)
-
-
-def sinusoids(length: int, half: int) -> np.ndarray:
-    angles = np.outer(np.arange(length), 10_000.0 ** (-np.arange(half) / half))
-    return np.stack([np.cos(angles), np.sin(angles)]).astype(np.float32)
-
-
-def rotary(x: jax.Array, *, interleaved: bool = False) -> jax.Array:
-    """Constant positions; `(batch, time, heads, head_dim)`."""
-    cos, sin = sinusoids(x.shape[1], x.shape[-1] // 2)[:, :, None]
-    if interleaved:
-        a, b = x[..., ::2], x[..., 1::2]
-        return jnp.stack([a * cos - b * sin, a * sin + b * cos], -1).reshape(x.shape)
-    a, b = jnp.split(x, 2, -1)
-    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1)
-
-
-def rotary_complex(x: jax.Array) -> jax.Array:
-    """Pairs of channels as complex numbers that are turned."""
-    cos, sin = sinusoids(x.shape[1], x.shape[-1] // 2)[:, :, None]
-    turned = lax.complex(x[..., ::2], x[..., 1::2]) * lax.complex(cos, sin)
-    return jnp.stack([turned.real, turned.imag], -1).reshape(x.shape)
-
-
-def rotary_half_turn(x: jax.Array) -> jax.Array:
-    cos, sin = np.concatenate(2 * [sinusoids(x.shape[1], x.shape[-1] // 2)], -1)[:, :, None]
-    a, b = jnp.split(x, 2, -1)
-    return x * cos + jnp.concatenate([-b, a], -1) * sin
-
-
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: Any = 0.0, cap: float = 0.0) -> jax.Array:
-    """Grouped: `q` is `(batch, time, heads, dim)`, `k` and `v` may have fewer heads."""
-    q = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])
-    scores = einsum("btngk,bsnk->bngts", q, k)
-    scores = (capped(scores, cap) if cap else scores) + bias
-    out = einsum("bngts,bsnk->btngk", softmax(scores), v)
-    return out.reshape(*out.shape[:2], -1, out.shape[-1])
-
-
-def causal(length: int, window: int = 99) -> np.ndarray:
-    lag = np.arange(length)[:, None] - np.arange(length)
-    return np.where((lag >= 0) & (lag < window), 0.0, -1e9).astype(np.float32)
-
-
-# Decoders: grouped and latent attention, gates, experts.
-
-
-def gemma(x: jax.Array, ids: jax.Array, *, layers: Any, table: Any, per_layer: Any, model_projection: Any) -> jax.Array:
-    """Layers in a scan; each gets an input of its own: a row of a second table, and a projection of the embeddings."""
-    n = layers["q"].shape[0]
-    looked_up = per_layer[ids].reshape(B, T, n, -1)
-    projected = rms(einsum("btd,dlp->btlp", x, model_projection))
-    inputs = (looked_up + projected) * 2**-0.5
-
-    def layer(x: jax.Array, at: Any) -> Any:
-        p, extra, local = at
-        h = rms(x, p["norm1"])
-        q, kv = einsum("btd,dnk->btnk", h, p["q"]), einsum("btd,cdnk->cbtnk", h, p["kv"])
-        q, k = rotary(rms(q, p["q_norm"])), rotary(rms(kv[0], p["k_norm"]))
-        mask = jnp.where(local, causal(T, 3), causal(T))
-        x = x + rms(einsum("btnk,nkd->btd", attend(q, k, rms(kv[1]), mask, cap=50.0), p["o"]), p["norm2"])
-        gate, up = einsum("btd,cdf->cbtf", rms(x, p["norm3"]), p["gate_up"])
-        x = x + rms((gelu(gate) * up) @ p["down"], p["norm4"])
-        return x + rms((gelu(x @ p["input_gate"]) * extra) @ p["input_projection"]), None
-
-    local = np.arange(n) % 2 == 0
-    x = lax.scan(layer, x + table[ids], (layers, jnp.moveaxis(inputs, 2, 0), local))[0]
-    return capped(rms(x) @ table.T, 30.0)
-
-
-_GEMMA = {
-    "layers": {
-        **{f"norm{n}": alone("3 8") for n in (1, 2, 3, 4)},
-        **{f"{n}_norm": alone("3 4") for n in "qk"},
-        "q": w("b3 i8 o4 o4"),
-        "kv": w("b3 o2 i8 o2 o4", "b3 b2 i8 o2 o4"),
-        "o": w("b3 i4 i4 o8"),
-        "gate_up": w("b3 o2 i8 o12", "b3 b2 i8 o12"),
-        "down": w("b3 i12 o8"),
-        "input_gate": w("b3 i8 o5"),
-        "input_projection": w("b3 i5 o8"),
-    },
-    "table": alone("11 8"),
-    "per_layer": alone("11 15"),
-    "model_projection": w("i8 o3 o5"),
-}
-
-
-def mla(x: jax.Array, q_down, q_norm, q_up, kv_down, kv_norm, k_up, v_up, o, turn: Any = rotary) -> jax.Array:
-    """Multi-head latent attention: keys and values from a low rank, beside one rotary key for all heads."""
-    q = einsum("btr,rnk->btnk", rms(x @ q_down, q_norm), q_up)
-    q_plain, q_turned = q[..., :4], turn(q[..., 4:])
-    latent, k_turned = jnp.split(x @ kv_down, [5], -1)
-    latent, k_turned = rms(latent, kv_norm), turn(k_turned[:, :, None])
-    k, v = einsum("btr,rnk->btnk", latent, k_up), einsum("btr,rnk->btnk", latent, v_up)
-    k = jnp.concatenate([k, jnp.broadcast_to(k_turned, (B, T, 3, 2))], -1)
-    return einsum("btnk,nkd->btd", attend(jnp.concatenate([q_plain, q_turned], -1), k, v, causal(T)), o)
-
-
-_MLA = {
-    "q_down": w("i8 o6"),
-    "q_norm": alone("6"),
-    "q_up": w("i6 o3 o6"),
-    "kv_down": w("i8 o7"),
-    "kv_norm": alone("5"),
-    "k_up": w("i5 o3 o4"),
-    "v_up": w("i5 o3 o4"),
-    "o": w("i3 i4 o8"),
-}
-
-
-def mla_absorbed(x: jax.Array, q: jax.Array, kv_down: jax.Array, k_up: jax.Array, v_up: jax.Array, o: jax.Array):
-    """The keys' kernel is multiplied into the queries, as it is when decoding."""
-    latent = rms(x @ kv_down)
-    q = einsum("btnk,rnk->btnr", einsum("btd,dnk->btnk", x, q), k_up)
-    mixed = einsum("bnts,bsr->btnr", softmax(einsum("btnr,bsr->bnts", q, latent) + causal(T)), latent)
-    return einsum("btnk,nkd->btd", einsum("btnr,rnk->btnk", mixed, v_up), o)
-
-
-def experts_by_one_hot(x: jax.Array, router: Any, gate: Any, up: Any, down: Any, shared: Any, capacity: int = 4):
-    """The best two of the experts by one-hot dispatch with a capacity, beside an expert for all tokens."""
-    x = x.reshape(-1, D)
-    weights, chosen = lax.top_k(softmax(x @ router), 2)
-    hot = jax.nn.one_hot(chosen, 3)
-    place = (jnp.cumsum(hot.reshape(-1, 3), 0) - 1).reshape(hot.shape)
-    dispatch = einsum("nke,nkec->nec", hot, jax.nn.one_hot(place, capacity) * hot[..., None])
-    combine = einsum("nk,nke,nec->nec", weights, hot, dispatch)
-    h = einsum("nd,nec->ecd", x, dispatch)
-    h = silu(einsum("ecd,edf->ecf", h, gate)) * einsum("ecd,edf->ecf", h, up)
-    out = einsum("ecd,nec->nd", einsum("ecf,efd->ecd", h, down), combine)
-    return out + (silu(x @ shared["gate"]) * (x @ shared["up"])) @ shared["down"]
-
-
-def experts_ragged(x: jax.Array, router: Any, gate: Any, up: Any, down: Any, shared: Any) -> jax.Array:
-    """Tokens sorted by their expert; one ragged product for each kernel."""
-    x = x.reshape(-1, D)
-    weights, chosen = lax.top_k(jax.nn.sigmoid(x @ router), 2)
-    order = jnp.argsort(chosen.ravel())
-    sizes = jnp.bincount(chosen.ravel(), length=3)
-    h = x[order // 2]
-    h = silu(lax.ragged_dot(h, gate, sizes)) * lax.ragged_dot(h, up, sizes)
-    out = lax.ragged_dot(h, down, sizes)[jnp.argsort(order)].reshape(-1, 2, D)
-    out = einsum("nkd,nk->nd", out, weights / weights.sum(-1, keepdims=True))
-    return out + (silu(x @ shared["gate"]) * (x @ shared["up"])) @ shared["down"]
-
-
-def experts_dense(x: jax.Array, router: Any, gate: Any, up: Any, down: Any, shared: Any) -> jax.Array:
-    """Every expert on every token, and a gate that is nearly always zero."""
-    x = x.reshape(-1, D)
-    weights, chosen = lax.top_k(x @ router, 2)
-    gates = jnp.zeros((len(x), 3)).at[jnp.arange(len(x))[:, None], chosen].set(softmax(weights))
-    h = silu(einsum("nd,edf->nef", x, gate)) * einsum("nd,edf->nef", x, up)
-    out = einsum("ned,ne->nd", einsum("nef,efd->ned", h, down), gates)
-    return out + (silu(x @ shared["gate"]) * (x @ shared["up"])) @ shared["down"]
-
-
-def experts_looped(x: jax.Array, router: Any, gate: Any, up: Any, down: Any, shared: Any) -> jax.Array:
-    gates = softmax(x @ router)
-
-    def one(y: jax.Array, at: Any) -> Any:
-        gate, up, down, g = at
-        return y + g[..., None] * ((silu(x @ gate) * (x @ up)) @ down), None
-
-    y = (silu(x @ shared["gate"]) * (x @ shared["up"])) @ shared["down"]
-    return lax.scan(one, y, (gate, up, down, jnp.moveaxis(gates, -1, 0)))[0]
-
-
-_MOE = {
-    "router": w("i8 o3"),
-    "gate": w("b3 i8 o5"),
-    "up": w("b3 i8 o5"),
-    "down": w("b3 i5 o8"),
-    "shared": {"gate": w("i8 o5"), "up": w("i8 o5"), "down": w("i5 o8")},
-}
-_DECODERS = {
-    "one-hot dispatch": experts_by_one_hot,
-    "ragged": experts_ragged,
-    "dense": experts_dense,
-    "looped": experts_looped,
-}
-
-
-def turning(turn: Any) -> Callable[..., Any]:
-    def f(x: jax.Array, q: jax.Array, kv: jax.Array, o: jax.Array) -> jax.Array:
-        q, kv = einsum("btd,dnk->btnk", x, q), einsum("btd,cdnk->cbtnk", x, kv)
-        return einsum("btnk,nkd->btd", attend(turn(q), turn(kv[0]), kv[1], causal(T)), o)
-
-    return f
-
-
-_TURNING = {"q": w("i8 o4 o4"), "kv": w("o2 i8 o2 o4"), "o": w("i4 i4 o8")}
-_TURNS = {
-    "halves": rotary,
-    "interleaved": functools.partial(rotary, interleaved=True),
-    "complex": rotary_complex,
-    "half turn": rotary_half_turn,
-}
-DECODERS = [
-    case("Gemma-like decoder with inputs per layer", gemma, [_X, _IDS], **_GEMMA),
-    case("MLA", mla, _X, **_MLA),
-    case("MLA, interleaved", functools.partial(mla, turn=functools.partial(rotary, interleaved=True)), _X, **_MLA),
-    case(
-        "MLA in a scan",
-        lambda x, **p: lax.scan(lambda x, p: (x + mla(rms(x), **p), None), x, p)[0],
-        _X,
-        **{
-            name: w(" ".join(["b3", *text.split()]))
-            for name, text in {
-                "q_down": "i8 o6",
-                "q_norm": "6",
-                "q_up": "i6 o3 o6",
-                "kv_down": "i8 o7",
-                "kv_norm": "5",
-                "k_up": "i5 o3 o4",
-                "v_up": "i5 o3 o4",
-                "o": "i3 i4 o8",
-            }.items()
-        },
-    ),
-    *(case(f"experts, {name}", f, _X, check_batch=name != "dense", **_MOE) for name, f in _DECODERS.items()),
-    *(case(f"rotary, {name}", turning(turn), _X, check_batch=False, **_TURNING) for name, turn in _TURNS.items()),
-]
 
 # State spaces and long convolutions.
 
@@ -351,17 +120,349 @@ STATES = [
     ),
 ]
 
-CASES = [*DECODERS, *STATES]
-HARD = [
+# Groups and symmetries.
+
+_QUARTERS = np.stack([np.rot90(np.arange(9).reshape(3, 3), turn) for turn in range(4)])
+_TURNED = (np.arange(4)[None] - np.arange(4)[:, None]) % 4 * 9  # of a kernel over turns, by output turn
+_P4 = _TURNED[:, :, None, None] + _QUARTERS[:, None]
+_SHIFTS = (np.arange(6)[None] + np.arange(6)[:, None]) % 6
+_CAYLEY = (np.arange(6)[None] - np.arange(6)[:, None]) % 6
+_LATTICE = np.stack([np.roll(np.arange(6).reshape(2, 3), s, (0, 1)).ravel() for s in np.ndindex(2, 3)])
+
+
+def p4_net(x: jax.Array, lift: jax.Array, turn: jax.Array, out: jax.Array) -> jax.Array:
+    """From a plane to the group p4, then within it: `lift` is (out, in, 3, 3), `turn` (out, in, turn, 3, 3)."""
+    k = lift.reshape(*lift.shape[:2], 9)[:, :, _QUARTERS].transpose(0, 2, 1, 3, 4)
+    h = jax.nn.relu(lax.conv(x, k.reshape(-1, *k.shape[2:]), (1, 1), "SAME"))
+    k = turn.reshape(*turn.shape[:2], 36)[:, :, _P4].transpose(0, 2, 1, 3, 4, 5)
+    h = lax.conv(h, k.reshape(k.shape[0] * 4, -1, 3, 3), (1, 1), "SAME")
+    return jax.nn.relu(h).reshape(B, -1, 4, *x.shape[2:]).max(2).mean((2, 3)) @ out
+
+
+def log_cosh(x: jax.Array) -> jax.Array:
+    return jnp.logaddexp(x, -x) if x.dtype == jnp.float32 else jnp.log(jnp.cosh(x))
+
+
+def symmetric_rbm(x: jax.Array, kernel: jax.Array, hidden: jax.Array, visible: jax.Array, table: Any = _SHIFTS) -> Any:
+    """Features that see all shifts of the sites: `(features, sites)`."""
+    h = einsum("bs,fgs->bfg", x.astype(kernel.dtype), kernel[:, table])
+    return log_cosh(h + hidden[:, None]).sum((1, 2)) + visible * x.sum(-1)
+
+
+def group_network(x: jax.Array, first: jax.Array, kernels: Any, biases: Any) -> jax.Array:
+    """Symmetric, then equivariant dense layers: `(out, in, sites)`, `(out, in, group)`."""
+    h = einsum("bis,oigs->bog", x[:, None], first[..., _LATTICE])
+    for kernel, bias in zip(kernels, biases, strict=True):
+        h = einsum("big,oigh->boh", jax.nn.selu(h), kernel[..., _CAYLEY]) + bias[:, None]
+    return jax.nn.logsumexp(h, (1, 2))
+
+
+def group_network_by_convolution(x: jax.Array, first: jax.Array, kernels: Any, biases: Any) -> jax.Array:
+    h = lax.dot_general(x, first[:, 0][:, _LATTICE].reshape(-1, 6), (((1,), (1,)), ((), ()))).reshape(B, -1, 6)
+    for kernel, bias in zip(kernels, biases, strict=True):
+        full = jnp.take(kernel, _CAYLEY, axis=-1)
+        h = lax.dot_general(jax.nn.selu(h), full, (((1, 2), (1, 2)), ((), ()))) + bias[:, None]
+    return jax.nn.logsumexp(h, (1, 2))
+
+
+def group_network_by_fft(x: jax.Array, first: jax.Array, kernels: Any, biases: Any) -> jax.Array:
+    h = einsum("bis,oigs->bog", x[:, None], first[..., _LATTICE])
+    for kernel, bias in zip(kernels, biases, strict=True):
+        product = einsum("big,oig->bog", jnp.fft.rfft(jax.nn.selu(h)), jnp.fft.rfft(kernel).conj())
+        h = jnp.fft.irfft(product, 6) + bias[:, None]
+    return jax.nn.logsumexp(h, (1, 2))
+
+
+_SITES = x_(B, 6)
+_GCNN = {"first": w("o3 i1 i6"), "kernels": [w("o4 i3 i6"), w("o5 i4 i6")], "biases": [alone("4"), alone("5")]}
+GROUPS = [
     case(
-        "MLA, absorbed",
-        mla_absorbed,
-        _X,
-        q=w("i8 o3 o4"),
-        kv_down=w("i8 o5"),
-        k_up=w("o5 b3 i4"),
-        v_up=w("i5 b3 o4"),
-        o=w("i3 i4 o8"),
+        "p4 group convolutions", p4_net, x_(B, 2, 7, 7), lift=w("o3 i2 i3 i3"), turn=w("o5 i3 i4 i3 i3"), out=w("i5 o6")
     ),
+    *(
+        case(
+            f"symmetric RBM, {name}",
+            functools.partial(symmetric_rbm, table=table),
+            _SITES,
+            kernel=w("o5 i6", dtype=dtype),
+            hidden=alone("5", dtype=dtype),
+            visible=alone("", dtype=dtype),
+        )
+        for name, table, dtype in [
+            ("shifts", _SHIFTS, jnp.float32),
+            ("lattice", _LATTICE, jnp.float32),
+            ("complex", _LATTICE, jnp.complex64),
+        ]
+    ),
+    case("group network", group_network, _SITES, **_GCNN),
+    case("group network by dot_general", group_network_by_convolution, _SITES, **_GCNN),
+]
+
+# Reversible layers and attention among neighbours of a hash.
+
+
+def hashed(x: jax.Array, qk: jax.Array, v: jax.Array, o: jax.Array) -> jax.Array:
+    """Tokens sorted by the largest of their random projections attend within chunks of two, and one chunk back."""
+    qk, v = einsum("btd,dnk->bntk", x, qk), einsum("btd,dnk->bntk", x, v)
+    turned = einsum("bntk,kr->bntr", lax.stop_gradient(qk), np.cos(np.arange(8.0)).reshape(4, 2).astype(np.float32))
+    order = jnp.argsort(jnp.argmax(jnp.concatenate([turned, -turned], -1), -1) * T + jnp.arange(T), -1)
+
+    def chunked(y: jax.Array) -> jax.Array:
+        y = jnp.take_along_axis(y, order[..., None], 2)
+        return y.reshape(*y.shape[:2], 3, 2, 4)
+
+    def looking_back(y: jax.Array) -> jax.Array:
+        return jnp.concatenate([y, jnp.roll(y, 1, 2)], 3)
+
+    q, v = chunked(qk), chunked(v)
+    k = q / (jnp.linalg.norm(q, axis=-1, keepdims=True) + 1e-6)
+    scores = einsum("bnctk,bncsk->bncts", q, looking_back(k))
+    mixed = einsum("bncts,bncsk->bnctk", softmax(scores), looking_back(v)).reshape(B, 2, T, 4)
+    mixed = jnp.take_along_axis(mixed, jnp.argsort(order, -1)[..., None], 2)
+    return einsum("bntk,nkd->btd", mixed, o)
+
+
+def chunked_mlp(x: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:
+    chunks = jnp.moveaxis(x.reshape(B, 3, 2, D), 1, 0)
+    return jnp.moveaxis(lax.map(lambda x: gelu(x @ up) @ down, chunks), 0, 1).reshape(x.shape)
+
+
+@jax.custom_vjp
+def reversible(x: Any, layers: Any) -> Any:
+    """Pairs of streams: `a + f(b)`, `b + g(a)`."""
+
+    def layer(at: Any, p: Any) -> Any:
+        a, b = at
+        a = a + hashed(rms(b), **p["attention"])
+        return (a, b + chunked_mlp(rms(a), **p["mlp"])), None
+
+    return lax.scan(layer, x, layers)[0]
+
+
+def _reversible_forward(x: Any, layers: Any) -> Any:
+    out = reversible(x, layers)
+    return out, (out, layers)
+
+
+def _reversible_backward(saved: Any, cotangents: Any) -> Any:
+    """What came in is computed from what came out."""
+
+    def layer(at: Any, p: Any) -> Any:
+        (a, b), (da, db) = at
+        g, pull_g = jax.vjp(lambda a, p: chunked_mlp(rms(a), **p), a, p["mlp"])
+        b, (more, mlp) = b - g, pull_g(db)
+        da = da + more
+        f, pull_f = jax.vjp(lambda b, p: hashed(rms(b), **p), b, p["attention"])
+        more, attention = pull_f(da)
+        return ((a - f, b), (da, db + more)), {"attention": attention, "mlp": mlp}
+
+    out, layers = saved
+    (_, back), grads = lax.scan(layer, (out, cotangents), layers, reverse=True)
+    return back, grads
+
+
+reversible.defvjp(_reversible_forward, _reversible_backward)
+
+
+def reformer(ids: jax.Array, table: jax.Array, layers: Any, head: jax.Array) -> jax.Array:
+    return jnp.concatenate(reversible((table[ids], table[ids]), layers), -1) @ head
+
+
+def reformer_loss(ids: jax.Array, **params: Any) -> Any:
+    return jax.value_and_grad(lambda p: jax.nn.log_softmax(reformer(ids, **p))[..., 0].mean())(params)
+
+
+_HASHED = {"qk": "i8 o2 o4", "v": "i8 o2 o4", "o": "i2 i4 o8"}
+_REFORMER = {
+    "table": alone("11 8"),
+    "layers": {
+        "attention": {name: w(f"b3 {text}") for name, text in _HASHED.items()},
+        "mlp": {"up": w("b3 i8 o12"), "down": w("b3 i12 o8")},
+    },
+    "head": w("i16 o11"),
+}
+REVERSIBLE = [
+    case("hashed attention", hashed, _X, **{name: w(text) for name, text in _HASHED.items()}),
+    case("Reformer", reformer, _IDS, **_REFORMER),
+    case("Reformer with its gradient", reformer_loss, _IDS, **_REFORMER),
+]
+
+# Eight bits.
+
+
+def fp8_dense(x: jax.Array, amax: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """Input and kernel are divided by a scale from a history of largest values, clipped, cast, and multiplied again."""
+    top = 448.0
+
+    def cast(y: jax.Array, history: jax.Array) -> jax.Array:
+        scale = jnp.where(history.max() > 0, history.max() / top, 1.0)
+        quantised = jnp.clip(y / jnp.broadcast_to(scale, y.shape), -top, top).astype(jnp.float8_e4m3fn)
+        return quantised.astype(y.dtype) * jnp.broadcast_to(scale, y.shape)
+
+    return cast(x, amax[0]) @ cast(kernel, amax[1]) + bias
+
+
+class _Fp8(nn.Module):
+    op: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.gelu(nn.Dense(12, dot_general_cls=self.op)(x))
+        return nn.DenseGeneral((3, 2), dot_general_cls=self.op)(x)
+
+
+def _flax_fp8(name: str, *, stored: bool) -> Case:
+    """`stored`: the scales are parameters too."""
+    module = _Fp8(getattr(nn, name))
+    truth = by_name(
+        {r"(params/)?Dense_0/kernel": DENSE, r"(params/)?DenseGeneral_0/kernel": WeightAxes((0,), (1, 2)), r".*": None}
+    )
+
+    def build() -> Any:
+        variables = jax.eval_shape(module.init, KEY, _X)
+        if stored:
+            return lambda variables, x: module.apply(variables, x), variables, (_X,)
+        params = variables["params"]
+        meta = {name: tree for name, tree in variables.items() if name != "params"}
+        return lambda params, meta, x: module.apply({"params": params, **meta}, x), params, (meta, _X)
+
+    return Case(f"{name}, {'scales in the params' if stored else 'scales in the args'}", build, truth)
+
+
+_FP8 = [name for name in ("Fp8DotGeneralOp", "Fp8DirectDotGeneralOp", "NANOOFp8DotGeneralOp") if hasattr(nn, name)]
+EIGHT_BITS = [
+    case("fp8 dense", fp8_dense, [_X, x_(2, 5)], kernel=w("i8 o12"), bias=alone("12")),
+    *(_flax_fp8(name, stored=stored) for name in _FP8 for stored in (False, True)),
+]
+
+# Cells, mixers, convolutional networks, noise on weights.
+
+
+def lstm(x: jax.Array, wx: jax.Array, wh: jax.Array, b: jax.Array) -> jax.Array:
+    def step(at: Any, x: jax.Array) -> Any:
+        h, c = at
+        i, f, g, o = jnp.split(x @ wx + h @ wh + b, 4, -1)
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * tanh(g)
+        h = jax.nn.sigmoid(o) * tanh(c)
+        return (h, c), h
+
+    return lax.scan(step, (jnp.zeros((B, 5)), jnp.zeros((B, 5))), x.swapaxes(0, 1))[1]
+
+
+def gru(x: jax.Array, wx: jax.Array, wh: jax.Array, b: jax.Array, bh: jax.Array) -> jax.Array:
+    def step(h: jax.Array, x: jax.Array) -> Any:
+        gates = x @ wx + b
+        r, z = jnp.split(jax.nn.sigmoid(gates[:, :10] + h @ wh[:, :10]), 2, -1)
+        n = tanh(gates[:, 10:] + r * (h @ wh[:, 10:] + bh))
+        h = (1 - z) * n + z * h
+        return h, h
+
+    return lax.scan(step, jnp.zeros((B, 5)), x.swapaxes(0, 1))[1]
+
+
+def lstm_of_one_kernel(x: jax.Array, kernel: jax.Array, b: jax.Array) -> jax.Array:
+    def step(at: Any, x: jax.Array) -> Any:
+        h, c = at
+        i, f, g, o = jnp.split(jnp.concatenate([x, h], -1) @ kernel + b, 4, -1)
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * tanh(g)
+        h = jax.nn.sigmoid(o) * tanh(c)
+        return (h, c), h
+
+    return lax.scan(step, (jnp.zeros((B, 5)), jnp.zeros((B, 5))), x.swapaxes(0, 1))[1]
+
+
+def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, groups: int = 1, padding: Any = "SAME") -> jax.Array:
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=numbers, feature_group_count=groups
+    )
+
+
+def mixer(x: jax.Array, stem: jax.Array, blocks: Any, head: jax.Array) -> jax.Array:
+    x = conv2d(x, stem, 2, padding="VALID").reshape(B, 12, D)
+
+    def block(x: jax.Array, p: Any) -> Any:
+        h = layer_norm(x, *p["norm1"]).swapaxes(1, 2)
+        x = x + (gelu(h @ p["tokens_up"]) @ p["tokens_down"]).swapaxes(1, 2)
+        return x + gelu(layer_norm(x, *p["norm2"]) @ p["up"]) @ p["down"], None
+
+    return lax.scan(block, x, blocks)[0].mean(1) @ head
+
+
+def convnext(x: jax.Array, key: jax.Array, stem, depthwise, norm, up, down, gamma, downsample) -> jax.Array:
+    x = conv2d(x, stem, 2, padding="VALID")
+    h = layer_norm(conv2d(x, depthwise, groups=D), *norm)
+    h = gamma * (gelu(h @ up) @ down)
+    x = x + h * jax.random.bernoulli(key, 0.9, (B, 1, 1, 1)) / 0.9
+    return conv2d(layer_norm(x, 1.0, 0.0), downsample, 2)
+
+
+def unet(x: jax.Array, into, down, up, merge, out) -> jax.Array:
+    skip = jax.nn.relu(conv2d(x, into))
+    h = jax.nn.relu(conv2d(skip, down, 2))
+    h = lax.conv_transpose(h, up, (2, 2), "SAME")
+    return conv2d(jax.nn.relu(conv2d(jnp.concatenate([skip, h], -1), merge)), out)
+
+
+def unet_resized(x: jax.Array, into, down, up, merge, out) -> jax.Array:
+    skip = jax.nn.relu(conv2d(x, into))
+    h = jax.nn.relu(conv2d(skip, down, 2))
+    h = conv2d(jax.image.resize(h, (B, 6, 8, 7), "nearest"), up)
+    return conv2d(jax.nn.relu(conv2d(jnp.concatenate([skip, h], -1), merge)), out)
+
+
+def dropconnect(x: jax.Array, key: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    return jax.nn.relu(x @ (kernel * jax.random.bernoulli(key, 0.5, kernel.shape) * 2) + bias)
+
+
+def spectral_dense(x: jax.Array, u: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    frozen = lax.stop_gradient(kernel)
+    v = frozen @ u / (jnp.linalg.norm(frozen @ u) + 1e-6)
+    u = v @ frozen / (jnp.linalg.norm(v @ frozen) + 1e-6)
+    return x @ (kernel / (v @ kernel @ u)) + bias
+
+
+_BLOCK = {
+    **{name: [alone("2 8"), alone("2 8")] for name in ("norm1", "norm2")},
+    "tokens_up": w("b2 i12 o7"),
+    "tokens_down": w("b2 i7 o12"),
+    "up": w("b2 i8 o16"),
+    "down": w("b2 i16 o8"),
+}
+_CONVNEXT = {
+    "stem": conv("i2 i2 i3 o8"),
+    "depthwise": conv("i7 i7 i1 o8"),
+    "norm": [alone("8"), alone("8")],
+    "up": w("i8 o32"),
+    "down": w("i32 o8"),
+    "gamma": alone("8"),
+    "downsample": conv("i2 i2 i8 o16"),
+}
+_UNET = {"into": conv("i3 i3 i3 o5"), "down": conv("i3 i3 i5 o7"), "out": conv("i1 i1 i5 o2")}
+_IMAGE = x_(B, 6, 8, 3)
+OTHERS = [
+    case("LSTM", lstm, _X, wx=w("i8 o20"), wh=w("i5 o20"), b=alone("20")),
+    case("LSTM of one kernel", lstm_of_one_kernel, _X, kernel=w("i13 o20"), b=alone("20")),
+    case("GRU", gru, _X, wx=w("i8 o15"), wh=w("i5 o15"), b=alone("15"), bh=alone("5")),
+    case("Mixer", mixer, _IMAGE, stem=conv("i2 i2 i3 o8"), blocks=_BLOCK, head=w("i8 o10")),
+    case("ConvNeXt", convnext, [_IMAGE, KEY], **_CONVNEXT),
+    case("UNet, up-convolution", unet, _IMAGE, **_UNET, up=conv("i2 i2 i7 o5"), merge=conv("i3 i3 i10 o5")),
+    case("UNet, resized", unet_resized, _IMAGE, **_UNET, up=conv("i2 i2 i7 o5"), merge=conv("i3 i3 i10 o5")),
+    *(
+        case(f"DropConnect, {name}", dropconnect, [_X, key], kernel=w("i8 o6"), bias=alone("6"))
+        for name, key in {"a typed key": KEY, "a legacy key": x_(2, dtype=jnp.uint32)}.items()
+    ),
+    case("spectral norm", spectral_dense, [_X, x_(6)], kernel=w("i8 o6"), bias=alone("6")),
+]
+
+CASES = [
+    *STATES,
+    *GROUPS,
+    *REVERSIBLE,
+    *EIGHT_BITS,
+    *OTHERS,
+]
+HARD = [
+    case("group network by FFT", group_network_by_fft, _SITES, **_GCNN),
     case("Hyena", hyena, _X, **_HYENA),
 ]
