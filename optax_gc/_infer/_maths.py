@@ -115,10 +115,13 @@ def _scaled(
     flat = other.facts.flat if len(factor) == len(eqn.out) else frozenset()
     factor = (1,) * (len(eqn.out) - len(factor)) + factor
     along = [t for t, size in enumerate(factor) if size > 1 and t not in flat]
-    return [
+    views = [
         view.replace(scaled=view.scaled | view.on(along), use=Use(walk.tier(view), eqn.eqn))
         for view in _placed(value, shape, eqn.out)
     ]
+    # A factor that is zero but for one position looks up.
+    hot = len(other.facts.hot) > 0
+    return [view.replace(bent=view.bent or (hot and not other.facts.hot.isdisjoint(view.spans()))) for view in views]
 
 
 def _turned(eqn: Equation, value: Value, other: Value) -> Value:
