@@ -24,7 +24,7 @@ def shard_map(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value
     try:
         inside = []
         for value, cuts in zip(ins, _cuts(eqn, "in", eqn.shapes), strict=True):
-            walk.close([view for view in value.views if view.product], eqn)
+            walk.end([view for view in value.views if view.product], eqn)
             weights = [_cut(walk, view, cuts) for view in value.views if not view.product]
             inside.append(Value(value.level, tuple(weights)))
         results = walk.jaxpr(eqn["jaxpr"], inside)

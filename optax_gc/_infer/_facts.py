@@ -107,7 +107,7 @@ def _moved(eqn: Equation, ins: Sequence[Value]) -> Facts:
     whole = [(t, set(axis.dims), axis.padded) for t, axis in enumerate(moved.axes)]
     return Facts(
         frozenset(t for t, on, padded in whole if on.isdisjoint(moved.summed) and not padded),
-        frozenset(t for t, on, padded in whole if on and on <= moved.shared and (not padded or padding)),
+        frozenset(t for t, on, padded in whole if not on.isdisjoint(moved.shared) and (not padded or padding)),
         frozenset(t for t, on, padded in whole if on and on <= moved.scaled and not padded),
         zero=facts.zero and padding,
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Sequence, Set
 from typing import Any
 
 import jax.extend.core as jex
@@ -14,11 +15,12 @@ from optax_gc._infer._equation import Equation, open_jaxpr, shape_of
 from optax_gc._infer._maths import CHOSEN, choice
 from optax_gc._infer._names import CALLS
 from optax_gc._infer._values import Facts, Level, Value, is_integer
-from optax_gc._infer._views import Mark, View, flatten, marked, same
+from optax_gc._infer._views import Mark, Param, View, flatten, marked, same
 from optax_gc._infer._walk import Rule, Walk
 
 # Steps of a loop whose counter is run to see what it counts.
 _STEPS = 4096
+MOVES = "moves in a loop that adds it up"
 _COMPARISONS = frozenset({"lt", "le", "gt", "ge", "ne"})
 
 
@@ -197,6 +199,7 @@ def _loop(
         if before == [*levels, *moved]:
             break
         walk.take_back(said)
+    sums = {mark.of for mark in marks if mark}
     outs = []
     for i, (value, result) in enumerate(zip(carry, results, strict=False)):
         if counters[i]:
@@ -207,8 +210,21 @@ def _loop(
         elif (mark := marks[i]) is None:
             outs.append(Value(levels[i], result.views))
         else:
-            outs.append(Value(Level.DATA, _carried(walk, eqn, value.views, mark, result.views, step)))
-    return [*outs, *results[len(carry) :]]
+            views = _without(walk, eqn, result.views, sums - {mark.of})
+            outs.append(Value(Level.DATA, _carried(walk, eqn, value.views, mark, views, step)))
+    stacked = results[len(carry) :]
+    return [*outs, *(dataclasses.replace(v, views=_without(walk, eqn, v.views, sums)) for v in stacked)]
+
+
+def _without(walk: Walk, eqn: Equation, views: Sequence[View], sums: Set[Param | Mark]) -> tuple[View, ...]:
+    """What a loop gives of a sum before it is complete stands for itself; what else is in it is left alone."""
+    partial = [view for view in views if view.of in sums]
+    for view in partial:
+        walk.refuse([view], eqn, "")
+    if partial:
+        walk.refuse([view for view in views if not isinstance(view.of, Mark)], eqn, MOVES)
+        return tuple(view for view in views if isinstance(view.of, Mark) and view.of not in sums)
+    return tuple(views)
 
 
 def _come_back(before: Sequence[View], after: Sequence[View]) -> bool:
@@ -227,7 +243,7 @@ def _carried(
     assert isinstance(mark.of, Mark)
     adds_up = len(mine) == 1 and same(mine[0], mark)
     if mine and not adds_up:
-        walk.refuse([*start, *own], eqn, "moves in a loop that adds it up")
+        walk.refuse([*start, *own], eqn, MOVES)
     elif not mine or walk.was_read(mark.of):
         walk.close(start, eqn)
         walk.close(own, eqn)

@@ -120,8 +120,7 @@ def _scaled(
         for view in _placed(value, shape, eqn.out)
     ]
     # A factor that is zero but for one position looks up.
-    hot = len(other.facts.hot) > 0
-    return [view.replace(bent=view.bent or (hot and not other.facts.hot.isdisjoint(view.spans()))) for view in views]
+    return [view.replace(bent=view.bent or not other.facts.hot.isdisjoint(view.spans())) for view in views]
 
 
 def _turned(eqn: Equation, value: Value, other: Value) -> Value:

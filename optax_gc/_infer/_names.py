@@ -14,7 +14,7 @@ SAME = _names(
 ELEMENTWISE = _names(
     """abs acos acosh and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp cos cosh digamma eq erf
     erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log log1p log2 logistic lt max min ne
-    nextafter not or pow regularized_incomplete_beta rem round rsqrt shift_left shift_right_arithmetic
+    nextafter not one_minus_square or pow regularized_incomplete_beta rem round rsqrt shift_left shift_right_arithmetic
     shift_right_logical sign sin sinh sqrt square tan tanh xor zeta"""
 )
 # Only the axes of the first operand move.
@@ -30,7 +30,7 @@ FOLDED = _names(
 # Functions that are walked as if they stood in the place of their call.
 CALLS = _names(
     """jit pjit closed_call core_call remat remat2 checkpoint custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr
-    custom_lin xla_call"""
+    custom_lin eval_jaxpr xla_call"""
 )
 # What a rule must see though no operand holds anything of the params.
 ALWAYS = CALLS | _names("cond scan while shard_map axis_index")

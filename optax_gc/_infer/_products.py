@@ -122,7 +122,7 @@ def _is_raw(value: Value) -> bool:
 
 
 def _is_lookup(other: Value, side: _Side) -> bool:
-    return bool(side.contracted) and other.facts.hot.issuperset(side.contracted)
+    return not other.facts.hot.isdisjoint(side.contracted)
 
 
 def _refusal(view: View, side: _Side) -> str:

@@ -31,7 +31,7 @@ class Facts:
     """Axes of a value of which something is known that does not depend on the numbers."""
 
     flat: frozenset[int] = frozenset()  # all positions are equal
-    hot: frozenset[int] = frozenset()  # at most one position is not zero
+    hot: frozenset[int] = frozenset()  # at most one position, or block of positions, is not zero
     distinct: frozenset[int] = frozenset()  # no two positions are equal
     zero: bool = False
 

@@ -173,8 +173,8 @@ def flatten(view: View, t: int, pad: bool = True) -> View:
             rest = tuple(dim for dim in array.dims if dim not in axis.dims)
             return Named((*rest, flat), array.table(rest, axis.dims).reshape([d.size for d in rest] + [flat.size]))
 
-        axis = Axis((flat,), axis.lo, axis.hi)
-        view = view.map(merge, dict.fromkeys(view.axes[t].dims, (flat,))).with_axis(t, axis)
+        view = view.map(merge, dict.fromkeys(axis.dims, (flat,))).with_axis(t, axis._replace(dims=(flat,)))
+        axis = view.axes[t]
     if pad and axis.padded:
         wide = Dim(axis.length)
         positions = np.arange(wide.size) - axis.lo
