@@ -30,7 +30,7 @@ from jax import lax
 from generated.blocks import BETWEEN, BLOCKS, activation
 from generated.maker import Apply, Arrays, Axis, Maker
 from generated.more_blocks import MORE
-from generated.spellings import FORWARD_ONLY, LOOPS, ONE_ROW, PARALLEL, WRAPS, index, lookup
+from generated.spellings import FORWARD_ONLY, LOOPS, ONE_ROW, PARALLEL, WRAPS, by_rows, index, lookup
 from optax_gc import WeightAxes, infer_axes
 
 
@@ -101,10 +101,11 @@ def layer(make: Maker, d: int) -> Apply:
 
 
 def wrapped(make: Maker, apply: Apply) -> Apply:
-    wrap = make.pick(WRAPS)
+    wrap = make.pick(WRAPS if make.vmapped else [row for row in WRAPS if row[1] is not by_rows])
     if wrap in ONE_ROW or make.batch == 1:
         make.unsure |= make.repeated
     make.repeated.clear()
+    make.vmapped = True
     return wrap(apply)
 
 
