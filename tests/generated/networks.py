@@ -5,7 +5,8 @@ A block (a dense layer, attention, experts, a recurrent cell, ...) declares its 
 each product is spelled, how a stack of layers is run and what stands around a block is drawn at random; none of it
 changes the roles. A network is two to six blocks in a chain, on data of shape (batch, time, features).
 
-Not drawn, because what counts as an input is open there: a sum over experts without gates, factors of one weight.
+Not drawn, because what counts as an input is open there: a sum over experts without gates, weights that are products
+of other weights, sums that the data mask. A one-hot that only its numbers give away is not drawn either.
 
     cd tests && python -m generated.networks --seeds 20000
 """
@@ -117,6 +118,20 @@ def narrowed(make: Maker, d: int) -> tuple[Apply, int]:
 # Networks: where the data come from, a chain of blocks, and what is made of the end of it.
 
 
+def token(make: Maker, d: int) -> Apply:
+    """A learned vector before the first position of every example."""
+    w, how = make.vector(d), make.choice(["tile", "broadcast", "written"])
+    make.time += 1
+
+    def apply(p, h):
+        first = jnp.broadcast_to(p[w], (h.shape[0], 1, d)) if how == "broadcast" else jnp.tile(p[w], (h.shape[0], 1, 1))
+        if how == "written":
+            return jnp.pad(h, ((0, 0), (1, 0), (0, 0))).at[:, 0].set(p[w])
+        return jnp.concatenate([first, h], 1)
+
+    return apply
+
+
 def start(make: Maker) -> tuple[Callable[[Arrays, Arrays], Any], int]:
     """Features, or ids and a table of embeddings."""
     b, t, d = make.batch, make.time, make.size()
@@ -159,7 +174,22 @@ def draw(seed: int) -> Network:
     first, d = start(make)
     chain: list[Apply] = []
     for _ in range(make.choice([2, 2, 2, 3, 3, 4, 5])):
-        kind = make.choice(["layer", "layer", "stack", "stack", "narrow", "narrow", "shared", "between"])
+        kind = make.choice(
+            [
+                "layer",
+                "layer",
+                "layer",
+                "stack",
+                "stack",
+                "stack",
+                "narrow",
+                "narrow",
+                "narrow",
+                "shared",
+                "between",
+                "token",
+            ]
+        )
         if kind == "narrow":
             apply, d = narrowed(make, d)
         else:
@@ -167,6 +197,7 @@ def draw(seed: int) -> Network:
                 "layer": layer,
                 "stack": stacked,
                 "shared": shared,
+                "token": token,
                 "between": lambda make, d: make.pick(BETWEEN)(make, d),
             }[kind](make, d)
         chain.append(apply)
