@@ -10,6 +10,8 @@ from optax_gc import WeightAxes
 CHUNK = 40
 # What is undecided of the seeds below, each as (seed, path).
 UNDECIDED: set[tuple[int, str]] = set()
+# Where batch and outputs are named the other way round, likewise.
+MIXED_UP: set[tuple[int, str]] = set()
 
 
 @pytest.mark.parametrize("start", range(0, 240, CHUNK))
@@ -19,16 +21,16 @@ def test_no_axis_of_a_random_network_is_wrong(start):
         for seed in range(start, start + CHUNK)
         for path, (word, why) in networks.verdicts(networks.draw(seed)).items()
     ]
-    assert not [line for line in found if line[0] in ("wrong", "batch")]
-    undecided = {(seed, path): why for word, seed, path, why in found if word == "undecided"}
-    expected = {key for key in UNDECIDED if start <= key[0] < start + CHUNK}
-    assert undecided.keys() == expected, undecided
+    assert not [line for line in found if line[0] == "wrong"]
+    for kind, known in ("undecided", UNDECIDED), ("batch", MIXED_UP):
+        these = {(seed, path): why for word, seed, path, why in found if word == kind}
+        assert these.keys() == {key for key in known if start <= key[0] < start + CHUNK}, these
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(6))
 def test_a_network_computes_finite_numbers(seed):
     for result in jax.tree.leaves(networks.run(networks.draw(seed))):
-        assert isinstance(result, str) or np.isfinite(result).all()
+        assert np.isfinite(result).all()
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ class Maker:
         self.repeated: set[str] = set()  # sure if what they meet is repeated for each of several examples
         self.loads: dict[str, Load] = {}
         self.differentiable = True
+        self.vmapped = True  # the block at hand can be
         self.text: list[str] = []
 
     def size(self) -> int:

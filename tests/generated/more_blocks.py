@@ -20,7 +20,9 @@ from generated.spellings import index, product
 def experts(make: Maker, d: int, m: int) -> Apply:
     """Two layers for each expert, weighted by a router."""
     n, width, act = make.choice([1, 2, 3, 4]), make.size(), activation(make)
-    how = make.entry({k: k for k in ("soft", "gathered", "dispatch", "capacity", "loop", "ragged")})
+    kinds = ["soft", "gathered", "dispatch", "capacity", "loop"]
+    how = make.entry({k: k for k in kinds + ["ragged"] * all(axis.role != "copy" for axis in make.stack)})
+    make.vmapped &= how != "ragged"  # which JAX cannot
     role = "copy" if how == "soft" else "batch"
     w1, w2 = make.kernel((role, n), ("in", d), ("out", width)), make.kernel(("batch", n), ("in", width), ("out", m))
     route = linear(make, d, n)

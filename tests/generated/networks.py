@@ -5,7 +5,8 @@ A block (a dense layer, attention, experts, a recurrent cell, ...) declares its 
 each product is spelled, how a stack of layers is run and what stands around a block is drawn at random; none of it
 changes the roles. A network is two to six blocks in a chain, on data of shape (batch, time, features).
 
-Not drawn, because what counts as an input is open there: a sum over experts without gates, factors of one weight.
+Not drawn, because what counts as an input is open there: a sum over experts without gates, weights that are products
+of other weights, sums that the data mask. A one-hot that only its numbers give away is not drawn either.
 
     cd tests && python -m generated.networks --seeds 20000
 """
@@ -30,7 +31,7 @@ from jax import lax
 from generated.blocks import BETWEEN, BLOCKS, activation
 from generated.maker import Apply, Arrays, Axis, Maker
 from generated.more_blocks import MORE
-from generated.spellings import FORWARD_ONLY, LOOPS, ONE_ROW, PARALLEL, WRAPS, index, lookup
+from generated.spellings import FORWARD_ONLY, LOOPS, ONE_ROW, PARALLEL, WRAPS, by_rows, index, lookup
 from optax_gc import WeightAxes, infer_axes
 
 
@@ -101,10 +102,11 @@ def layer(make: Maker, d: int) -> Apply:
 
 
 def wrapped(make: Maker, apply: Apply) -> Apply:
-    wrap = make.pick(WRAPS)
+    wrap = make.pick(WRAPS if make.vmapped else [row for row in WRAPS if row[1] is not by_rows])
     if wrap in ONE_ROW or make.batch == 1:
         make.unsure |= make.repeated
     make.repeated.clear()
+    make.vmapped = True
     return wrap(apply)
 
 
@@ -114,6 +116,20 @@ def narrowed(make: Maker, d: int) -> tuple[Apply, int]:
 
 
 # Networks: where the data come from, a chain of blocks, and what is made of the end of it.
+
+
+def token(make: Maker, d: int) -> Apply:
+    """A learned vector before the first position of every example."""
+    w, how = make.vector(d), make.choice(["tile", "broadcast", "written"])
+    make.time += 1
+
+    def apply(p, h):
+        first = jnp.broadcast_to(p[w], (h.shape[0], 1, d)) if how == "broadcast" else jnp.tile(p[w], (h.shape[0], 1, 1))
+        if how == "written":
+            return jnp.pad(h, ((0, 0), (1, 0), (0, 0))).at[:, 0].set(p[w])
+        return jnp.concatenate([first, h], 1)
+
+    return apply
 
 
 def start(make: Maker) -> tuple[Callable[[Arrays, Arrays], Any], int]:
@@ -158,7 +174,22 @@ def draw(seed: int) -> Network:
     first, d = start(make)
     chain: list[Apply] = []
     for _ in range(make.choice([2, 2, 2, 3, 3, 4, 5])):
-        kind = make.choice(["layer", "layer", "stack", "stack", "narrow", "narrow", "shared", "between"])
+        kind = make.choice(
+            [
+                "layer",
+                "layer",
+                "layer",
+                "stack",
+                "stack",
+                "stack",
+                "narrow",
+                "narrow",
+                "narrow",
+                "shared",
+                "between",
+                "token",
+            ]
+        )
         if kind == "narrow":
             apply, d = narrowed(make, d)
         else:
@@ -166,6 +197,7 @@ def draw(seed: int) -> Network:
                 "layer": layer,
                 "stack": stacked,
                 "shared": shared,
+                "token": token,
                 "between": lambda make, d: make.pick(BETWEEN)(make, d),
             }[kind](make, d)
         chain.append(apply)
