@@ -90,12 +90,13 @@ def infer_axes(fn: Callable[..., Any], params: PyTree, *args: Any, **kwargs: Any
     results = walk.jaxpr(jaxpr, [*weights, *inputs])
     for value in results:
         walk.close(value.views if value.level > Level.WEIGHT else (), None, _maths.ELEMENT)
-    if not walk.remarks and not walk.groups and all(value.level not in (Level.WEIGHT, Level.SCALED) for value in results):
+    returned = {view.of for value in results for view in value.views}
+    depends = walk.remarks or walk.groups or returned
+    if not depends and all(value.level not in (Level.WEIGHT, Level.SCALED) for value in results):
         raise ValueError(
             "nothing that fn returns depends on the params. fn must compute from its first argument; found "
             f"{len(results)} results of {len(params_)} params. Return the model's output or the loss."
         )
-    returned = {view.of for value in results for view in value.views}
     votes, where = votes_of(walk), functools.partial(source_line, fn=fn)
 
     axes: dict[str, WeightAxes | None] = {}

@@ -72,9 +72,7 @@ class Named(NamedTuple):
         if size_of(dims) > LIMIT:
             raise UnfollowedError("is indexed along too many of its axes at once")
         chosen = Named(new, np.asarray(positions))
-        index = [
-            (chosen if axis is dim else Named((axis,), np.arange(axis.size))).sparse(dims) for axis in self.dims
-        ]
+        index = [(chosen if axis is dim else Named((axis,), np.arange(axis.size))).sparse(dims) for axis in self.dims]
         return Named(dims, self.data[tuple(index)])
 
     def split(self, dim: Dim, new: Dims) -> Named:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from optax_gc._infer._arrays import UnfollowedError, blank
 from optax_gc._infer._equation import Equation, shape_of
 from optax_gc._infer._layout import MOVES
 from optax_gc._infer._names import ELEMENTWISE, SAME
-from optax_gc._infer._values import NOTHING, Facts, Level, Value, is_integer
+from optax_gc._infer._values import GONE, NOTHING, Facts, Level, Value, is_integer
 from optax_gc._infer._views import Mark, View
 
 _ARITHMETIC = frozenset({*ELEMENTWISE, "add", "add_any", "sub", "mul", "div", "select_n"})
@@ -36,13 +37,13 @@ def facts_after(eqn: Any, ins: Sequence[Value], result: int) -> Facts:
         every, along = frozenset(range(len(out))), frozenset([eqn.params["dimension"]])
         return Facts(flat=every - along, distinct=along)
     if name in _PARTS:
-        return first
+        return Facts(first.flat, first.hot | _gone(first), zero=first.zero)
     if name == "concatenate":
         apart = frozenset(range(len(out))) - {eqn.params["dimension"]}
         facts = [value.facts for value in ins]
         return Facts(
             flat=apart.intersection(*(fact.flat for fact in facts)),
-            hot=apart.intersection(*(fact.hot for fact in facts if not fact.zero)),
+            hot=(apart | {GONE}).intersection(*(fact.hot for fact in facts if not fact.zero)),
             zero=all(fact.zero for fact in facts),
         )
     if name == "scatter" and first.zero and ins[2].level == Level.CONST:
@@ -51,8 +52,13 @@ def facts_after(eqn: Any, ins: Sequence[Value], result: int) -> Facts:
         numbers = eqn.params["dimension_numbers"]
         gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
         kept = [t for t in range(len(shape_of(eqn.invars[0]))) if t not in gone]
-        return Facts(hot=frozenset(o for o, t in zip(numbers.offset_dims, kept, strict=True) if t in first.hot))
+        hot = {o for o, t in zip(numbers.offset_dims, kept, strict=True) if t in first.hot}
+        return Facts(hot=_gone(first) | hot, zero=first.zero)
     return NOTHING
+
+
+def _gone(facts: Facts) -> frozenset[int]:
+    return frozenset([GONE] if facts.hot else [])
 
 
 def _arithmetic(name: str, facts: list[Facts], shapes: list[tuple[int, ...]], out: tuple[int, ...]) -> Facts:
@@ -62,7 +68,7 @@ def _arithmetic(name: str, facts: list[Facts], shapes: list[tuple[int, ...]], ou
         here = frozenset(t for t in every if len(shape) == len(out) and shape[t] == out[t])
         # Along an axis that it is broadcast along, an operand is flat.
         flats.append((every - here) | fact.flat if len(shape) in (0, len(out)) else frozenset())
-        hots.append(every if fact.zero else fact.hot & here)
+        hots.append(every | {GONE} if fact.zero else fact.hot & (here | {GONE}))
         distincts.append(fact.distinct & here)
     hot: frozenset[int] = frozenset()
     if name in ("mul", "and"):
@@ -94,7 +100,7 @@ def _moved(eqn: Equation, ins: Sequence[Value]) -> Facts:
         axes,
         (),
         summed=frozenset(dim for t, dim in enumerate(dims) if t not in facts.flat),
-        shared=frozenset(dims[t] for t in facts.hot),
+        shared=frozenset(dims[t] for t in facts.hot if t != GONE),
         scaled=frozenset(dims[t] for t in facts.distinct),
     )
     try:
@@ -104,10 +110,12 @@ def _moved(eqn: Equation, ins: Sequence[Value]) -> Facts:
     if moved is None:
         return NOTHING
     padding = ins[1].facts.zero if len(ins) > 1 else True
+    fewer = math.prod(eqn.out) < math.prod(shape)
     whole = [(t, set(axis.dims), axis.padded) for t, axis in enumerate(moved.axes)]
     return Facts(
         frozenset(t for t, on, padded in whole if on.isdisjoint(moved.summed) and not padded),
-        frozenset(t for t, on, padded in whole if not on.isdisjoint(moved.shared) and (not padded or padding)),
+        frozenset(t for t, on, padded in whole if not on.isdisjoint(moved.shared) and (not padded or padding))
+        | (_gone(facts) if fewer else facts.hot & {GONE}),
         frozenset(t for t, on, padded in whole if on and on <= moved.scaled and not padded),
         zero=facts.zero and padding,
     )

@@ -14,8 +14,8 @@ from optax_gc._infer._constants import ON_INTEGERS, Constant, fold, step_of
 from optax_gc._infer._equation import Equation, open_jaxpr, shape_of
 from optax_gc._infer._maths import CHOSEN, choice
 from optax_gc._infer._names import CALLS
-from optax_gc._infer._values import Facts, Level, Value, is_integer
-from optax_gc._infer._views import Mark, Param, View, flatten, marked, same
+from optax_gc._infer._values import GONE, Facts, Level, Value, is_integer
+from optax_gc._infer._views import Mark, View, flatten, marked, same
 from optax_gc._infer._walk import Rule, Walk
 
 # Steps of a loop whose counter is run to see what it counts.
@@ -75,8 +75,11 @@ def _step_of(value: Value, step: Dim) -> Value:
         view = flatten(view, 0)
         views.append(view.take(view.axes[0].dims[0], np.arange(step.size), (step,)).with_axis(0))
     known = value.known and Constant(lambda _, x, i: x[i], [value.known, step_of(step)])
-    inner = (frozenset(t - 1 for t in axes if t > 0) for axes in (value.facts.flat, value.facts.hot))
-    return Value(value.level, tuple(views), known, Facts(*inner, zero=value.facts.zero))
+    flat, hot = (frozenset(t - 1 for t in axes if t > 0) for axes in (value.facts.flat, value.facts.hot))
+    gone = value.facts.hot & {0, GONE}
+    return Value(
+        value.level, tuple(views), known, Facts(flat, hot | ({GONE} if gone else set()), zero=value.facts.zero)
+    )
 
 
 def _stacked(value: Value, step: Dim) -> Value:
@@ -199,7 +202,7 @@ def _loop(
         if before == [*levels, *moved]:
             break
         walk.take_back(said)
-    sums = {mark.of for mark in marks if mark}
+    sums = {mark.of for mark in marks if mark and isinstance(mark.of, Mark)}
     outs = []
     for i, (value, result) in enumerate(zip(carry, results, strict=False)):
         if counters[i]:
@@ -216,15 +219,19 @@ def _loop(
     return [*outs, *(dataclasses.replace(v, views=_without(walk, eqn, v.views, sums)) for v in stacked)]
 
 
-def _without(walk: Walk, eqn: Equation, views: Sequence[View], sums: Set[Param | Mark]) -> tuple[View, ...]:
+def _without(walk: Walk, eqn: Equation, views: Sequence[View], sums: Set[Mark]) -> tuple[View, ...]:
     """What a loop gives of a sum before it is complete stands for itself; what else is in it is left alone."""
-    partial = [view for view in views if view.of in sums]
-    for view in partial:
-        walk.refuse([view], eqn, "")
-    if partial:
-        walk.refuse([view for view in views if not isinstance(view.of, Mark)], eqn, MOVES)
-        return tuple(view for view in views if isinstance(view.of, Mark) and view.of not in sums)
-    return tuple(views)
+    partial = {view.of for view in views if view.of in sums}
+    if not partial:
+        return tuple(views)
+    own = [view for view in views if not isinstance(view.of, Mark)]
+    if all(isinstance(mark, Mark) and walk.was_read(mark) for mark in partial):
+        walk.close(own, eqn)
+    else:
+        walk.refuse(own, eqn, MOVES)
+    for mark in partial:
+        walk.read(mark)
+    return tuple(view for view in views if isinstance(view.of, Mark) and view.of not in sums)
 
 
 def _come_back(before: Sequence[View], after: Sequence[View]) -> bool:

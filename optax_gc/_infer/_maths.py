@@ -15,7 +15,7 @@ from optax_gc._infer._arrays import Dim
 from optax_gc._infer._equation import Equation
 from optax_gc._infer._layout import aligned
 from optax_gc._infer._names import ELEMENTWISE, NONLINEAR, REDUCTIONS, SAME
-from optax_gc._infer._values import Level, Value, joined, level_of
+from optax_gc._infer._values import GONE, Level, Value, joined, level_of
 from optax_gc._infer._views import Mark, Param, Use, View, same
 from optax_gc._infer._walk import Rule, Walk
 
@@ -120,7 +120,8 @@ def _scaled(
         for view in _placed(value, shape, eqn.out)
     ]
     # A factor that is zero but for one position looks up.
-    return [view.replace(bent=view.bent or not other.facts.hot.isdisjoint(view.spans())) for view in views]
+    hot = other.facts.hot
+    return [view.replace(bent=view.bent or not hot.isdisjoint({*view.spans(), GONE})) for view in views]
 
 
 def _turned(eqn: Equation, value: Value, other: Value) -> Value:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -27,7 +28,7 @@ def layout(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
 def split(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """Each result has the positions of one piece."""
     ends = np.cumsum([0, *eqn["sizes"]])
-    pieces = zip(ends, ends[1:], strict=False)
+    pieces = itertools.pairwise(ends)
     return [_piece(ins[0], eqn["axis"], int(start), int(end)) for start, end in pieces]
 
 
@@ -83,7 +84,7 @@ def _rejoin(views: list[View], t: int) -> list[View] | None:
         return None
     views = sorted((flatten(view, t, pad=False) for view in views), key=lambda view: view.axes[t].lo)
     first, last = views[0], views[-1]
-    if any(a.axes[t].lo + a.axes[t].inner != b.axes[t].lo for a, b in zip(views, views[1:], strict=False)):
+    if any(a.axes[t].lo + a.axes[t].inner != b.axes[t].lo for a, b in itertools.pairwise(views)):
         return None
     if any(v.axes[:t] != first.axes[:t] or v.axes[t + 1 :] != first.axes[t + 1 :] for v in views):
         return None

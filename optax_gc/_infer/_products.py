@@ -10,7 +10,7 @@ import numpy as np
 
 from optax_gc._infer._arrays import Axis, Dim, blank, size_of
 from optax_gc._infer._equation import Equation
-from optax_gc._infer._values import Level, Value
+from optax_gc._infer._values import GONE, Level, Value
 from optax_gc._infer._views import Mark, Use, View, flatten
 from optax_gc._infer._walk import Rule, Walk, unknown
 
@@ -62,13 +62,13 @@ def _contraction(
                 grown = _same_einsum(walk, eqn, view, placed, sides[k], other)
                 views += [grown] if grown else []
                 ended += [] if grown else [view]
-            elif value.level >= Level.SCALED and _is_raw(other):
+            elif not _is_weight(value) and _is_weight(other):
                 (walk.close if view.scaled and not view.bent else walk.refuse)([view], eqn, ACTS_AS_DATA)
             elif other.level not in (Level.CONST, Level.WEIGHT) and _is_lookup(other, sides[1 - k]):
                 walk.refuse([view], eqn, "lookup table (one-hot product)")
             elif (chosen := _selection(eqn, view, sides, k, other)) is not None:
                 views.append(chosen)
-            elif other.level == Level.WEIGHT:
+            elif _is_weight(other):
                 if view.varying() <= view.on(sides[k].contracted):
                     walk.summarise([view], eqn)
                 else:
@@ -86,8 +86,9 @@ def _contraction(
                     )
                 )
         (walk.end if other.level == Level.CONST else walk.close)(ended, eqn)
-    if max(value.level for value in ins) <= Level.WEIGHT and not met:
-        return [Value(Level.WEIGHT, tuple(views))]
+    level = max(value.level for value in ins)
+    if level < Level.DATA and not met:
+        return [Value(level, tuple(views))]
     return [Value(Level.DATA, tuple(view for view in views if view.product))]
 
 
@@ -101,7 +102,7 @@ def _placed(eqn: Equation, view: View, sides: Sequence[_Side], k: int) -> View:
 
 def _activations(walk: Walk, eqn: Equation, ins: Sequence[Value], sides: Sequence[_Side]) -> Sequence[Value]:
     """Of two weights, one that is repeated along a free axis, as for each example, acts as data."""
-    if any(value.level != Level.WEIGHT for value in ins):
+    if not all(map(_is_weight, ins)):
         return ins
     repeated = [
         any(
@@ -117,12 +118,14 @@ def _activations(walk: Walk, eqn: Equation, ins: Sequence[Value], sides: Sequenc
     return [Value(Level.DATA) if acts else value for value, acts in zip(ins, repeated, strict=True)]
 
 
-def _is_raw(value: Value) -> bool:
-    return value.level == Level.WEIGHT and any(not view.bad for view in value.views)
+def _is_weight(value: Value) -> bool:
+    """Whether the value holds weights that have not met the data, but for a scale that all their entries share."""
+    unmet = value.level == Level.SCALED and not any(view.scaled or view.picks for view in value.views)
+    return bool(value.views) and (value.level == Level.WEIGHT or unmet)
 
 
 def _is_lookup(other: Value, side: _Side) -> bool:
-    return not other.facts.hot.isdisjoint(side.contracted)
+    return not other.facts.hot.isdisjoint((*side.contracted, GONE))
 
 
 def _refusal(view: View, side: _Side) -> str:

@@ -26,6 +26,10 @@ class Level(enum.IntEnum):
     DATA = 4
 
 
+# In place of an axis: one that a value had before it was cut.
+GONE = -1
+
+
 @dataclasses.dataclass(frozen=True)
 class Facts:
     """Axes of a value of which something is known that does not depend on the numbers."""

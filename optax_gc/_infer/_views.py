@@ -103,7 +103,7 @@ class View:
     def take(self, dim: Dim, positions: np.ndarray, new: Dims, valid: np.ndarray | None = None) -> View:
         """Indexes a dim by an array over the dims `new`. The axis that it lies on is left to the caller."""
         view = self.map(lambda array: array.at(dim, positions, new), {dim: new})
-        if valid is None or valid.all() or dim not in self.varying():
+        if valid is None or valid.all():
             return view
         return view.replace(masks=(*view.masks, Named(new, np.asarray(valid))))
 
@@ -141,8 +141,8 @@ def same(a: View, b: View) -> bool:
         return False
     places: dict[tuple[int, int], Dim] = {}
     a, b = by_place(a, places), by_place(b, places)
-    spans = a.spans() | b.spans()
-    if any((a.axes[t].lo, a.axes[t].hi) != (b.axes[t].lo, b.axes[t].hi) for t in spans) or len(a.masks) != len(b.masks):
+    places_differ = any((x.lo, x.hi) != (y.lo, y.hi) for x, y in zip(a.axes, b.axes, strict=True))
+    if places_differ or len(a.masks) != len(b.masks):
         return False
     return all(map(Named.equals, (*a.coords, *a.masks), (*b.coords, *b.masks)))
 
