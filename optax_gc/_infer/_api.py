@@ -89,7 +89,8 @@ def infer_axes(fn: Callable[..., Any], params: PyTree, *args: Any, **kwargs: Any
     walk = Walk(RULES, captured=Level.CONST if has_data else Level.DATA)
     results = walk.jaxpr(jaxpr, [*weights, *inputs])
     for value in results:
-        walk.close(value.views if value.level > Level.WEIGHT else (), None, _maths.ELEMENT)
+        met = [view for view in value.views if view.product or view.scaled or view.picks]
+        walk.close(met, None, _maths.ELEMENT)
     returned = {view.of for value in results for view in value.views}
     depends = walk.remarks or walk.groups or returned
     if not depends and all(value.level not in (Level.WEIGHT, Level.SCALED) for value in results):

@@ -183,11 +183,13 @@ class Walk:
 
         Batches of products, and parts of one that lie side by side, are left alone: their units may not be complete.
         """
-        views = [view for view in views if not self.is_settled(view)]
-        parts = collections.Counter(view.of for view in views)
+        together: dict[Param | Mark, list[View]] = collections.defaultdict(list)
         for view in views:
-            lost = view.product and isinstance(view.of, Param) and self._may_be_added(view, parts[view.of] > 1)
-            (self.refuse if lost else self.close)([view], eqn, f"a batch of products enters {eqn.name}")
+            if not self.is_settled(view):
+                together[view.of].append(view)
+        for of, group in together.items():
+            lost = isinstance(of, Param) and any(self._may_be_added(view, len(group) > 1) for view in group)
+            (self.refuse if lost else self.close)(group, eqn, f"a batch of products enters {eqn.name}")
 
     def _may_be_added(self, view: View, beside_others: bool) -> bool:
         visible = view.on(range(len(view.axes)))
