@@ -46,6 +46,7 @@ class Maker:
         self.random = random.Random(seed)
         self.args: dict[str, jax.ShapeDtypeStruct] = {}
         self.limits: dict[str, int] = {}
+        self.masked = False
 
     def chance(self, p: float) -> bool:
         return self.random.random() < p
