@@ -149,5 +149,6 @@ def main(
 
 
 def kind(details: str) -> str:
-    """Returns the reason alone, without its numbers, so that it can be counted."""
-    return re.sub(r"\s+", " ", re.sub(r"\d+", "", details.split(": ", 1)[-1])).strip()
+    """Returns the reason alone, without its numbers and source lines, so that it can be counted."""
+    reason = re.sub(r" at [\w/.-]+:\d+", "", details.split(": ", 1)[-1])
+    return re.sub(r"\s+", " ", re.sub(r"\d+", "", reason)).strip()
