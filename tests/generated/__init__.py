@@ -46,6 +46,7 @@ class Maker:
         self.random = random.Random(seed)
         self.args: dict[str, jax.ShapeDtypeStruct] = {}
         self.limits: dict[str, int] = {}
+        self.masked = False
 
     def chance(self, p: float) -> bool:
         return self.random.random() < p
@@ -148,5 +149,6 @@ def main(
 
 
 def kind(details: str) -> str:
-    """Returns the reason alone, without its numbers, so that it can be counted."""
-    return re.sub(r"\s+", " ", re.sub(r"\d+", "", details.split(": ", 1)[-1])).strip()
+    """Returns the reason alone, without its numbers and source lines, so that it can be counted."""
+    reason = re.sub(r" at [\w/.-]+:\d+", "", details.split(": ", 1)[-1])
+    return re.sub(r"\s+", " ", re.sub(r"\d+", "", reason)).strip()

@@ -41,6 +41,7 @@ class Batched(Program):
 
     after: Callable[[Any, Args], Any] | None
     roles: tuple[str, ...]  # of the stored axes: "batch", "in" or "out"
+    masked: bool  # constants or data may have put zeros where a sum is a whole one all the same
 
 
 def _resized(spec: Spec, k: int, *sizes: int) -> Spec:
@@ -204,6 +205,7 @@ def _scaled(make: Maker, spec: Spec, k: int) -> Step:
 
 def _masked(make: Maker, spec: Spec, k: int) -> Step:
     """Where constants or data say so, else zero."""
+    make.masked = True
     shape = [axis.size if i == k else 1 for i, axis in enumerate(spec)]
     how = make.choice(["where", "times", "data"])
     if how == "data":
@@ -264,6 +266,7 @@ def _contracted(make: Maker, spec: Spec, k: int) -> Step:
 def _multiplied_by_matrix(make: Maker, spec: Spec, k: int) -> Step:
     n, m = spec[k].size, make.choice([2, 3])
     c = make.choice([np.ones((m, n), np.float32), make.positive(m, n), np.tri(m, n, dtype=np.float32)])
+    make.masked |= not c.all()
     return f"matrix {c} on {k}", lambda env, y: jnp.moveaxis(jnp.tensordot(c, y, (1, k)), 0, k), _resized(spec, k, m)
 
 
@@ -318,6 +321,7 @@ def _windowed(make: Maker, spec: Spec, k: int) -> Step:
 
 
 def _fourier(make: Maker, spec: Spec, k: int) -> Step:
+    make.masked = True  # some of its cosines are zero
     return f"fft along {k}, real", lambda env, y: jnp.fft.fft(y, axis=k).real, spec
 
 
@@ -401,6 +405,7 @@ def _nonlinear(make: Maker, spec: Spec) -> Step:
 
 
 def _data_product(make: Maker, spec: Spec) -> Step:
+    """Where the factor is the same along a batch axis, the sum over it may as well come first."""
     name = make.data(*[axis.size if make.chance(0.5) else 1 for axis in spec])
     return f"* {name}", lambda env, y: y * env[name], spec
 
@@ -439,6 +444,10 @@ def draw(seed: int) -> Batched:
     follow(0, make.random.randint(1, 4))
     end = make.choice([None] * 12 + [_nonlinear] * 2 + [_data_product, _outputs_summed])
     ending = end and end(make, spec)
+    closed = end is _nonlinear
+    if end is _data_product:  # a factor of its own for each entry of the batch
+        factor = list(make.args.values())[-1].shape
+        closed = all(n == axis.size for n, axis in zip(factor, spec, strict=True) if axis.role in ("batch", "mixed"))
     if ending:
         parts[1].append(ending)
         spec = ending[2]
@@ -459,30 +468,40 @@ def draw(seed: int) -> Batched:
         make.args,
         make.limits,
         texts,
-        (lambda w, args: run(w, args, everything)) if ending and end is _outputs_summed else None,
+        (lambda w, args: run(w, args, everything)) if ending and not closed else None,
         tuple(roles[k] for k in order),
+        make.masked,
     )
 
 
-def _most(program: Program, linear: Callable[[Any, Args], Any]) -> list[int]:
-    """Returns for each stored axis at how many of its places the entries are that one output adds up, at most."""
-    found = [0] * len(program.shape)
-    for support in supports(program, linear, draws=3 if program.limits else 2):
-        for k in range(len(found)):
-            others = tuple(i for i in range(1, support.ndim) if i != k + 1)
-            found[k] = max(found[k], int(support.any(axis=others).sum(axis=1).max(initial=0)))
+def _places(program: Program, linear: Callable[[Any, Args], Any]) -> list[tuple[int, int]]:
+    """Returns for each stored axis at how many of its places an output adds up entries: at least, and at most."""
+    found = []
+    drawn = np.concatenate(supports(program, linear, draws=3 if program.limits else 2))
+    drawn = drawn[drawn.any(axis=tuple(range(1, drawn.ndim)))]
+    for k in range(len(program.shape)):
+        others = tuple(i for i in range(1, drawn.ndim) if i != k + 1)
+        counts = drawn.any(axis=others).sum(axis=1)
+        found.append((int(counts.min(initial=program.shape[k])), int(counts.max(initial=1))))
     return found
 
 
 def judge(program: Batched, found: frozenset[int] | None) -> str:
     """Returns whether these input axes are right, wrong or undecided."""
-    least = _most(program, program.linear)  # in each unit
-    most = _most(program, program.after) if program.after else least  # in what is perhaps a unit
-    roles = dict(enumerate(program.roles))
-    certain = {k for k, role in roles.items() if program.shape[k] > 1 and (role == "in" or least[k] > 1)}
-    possible = {k for k, role in roles.items() if role == "in" or (role == "batch" and most[k] > 1)}
+    units = _places(program, program.linear)
+    perhaps = _places(program, program.after) if program.after else units
+    certain, possible, broken = set(), set(), False
+    for k, (role, size) in enumerate(zip(program.roles, program.shape, strict=True)):
+        (fewest, most), (_, later) = units[k], perhaps[k]
+        if size == 1 or role == "out":
+            continue
+        certain |= {k} if role == "in" or most > 1 else set()
+        possible |= {k} if role == "in" or later > 1 else set()
+        broken |= role == "batch" and most > 1 and fewest < size
     if found is None:
-        return "undecided" if certain and all(least[k] == program.shape[k] for k in certain) else "right"
+        return "undecided" if certain and not broken else "right"
+    if broken and not program.masked:
+        return "wrong"  # of a batch that is added up in part, or for some outputs alone, nothing is an axis
     return "right" if found and certain <= found <= possible else "wrong"
 
 
