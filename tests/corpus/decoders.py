@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from corpus._leaves import alone, case, conv, tokens, w, x_
+from corpus._leaves import alone, case, conv, tokens, w, with_gradient, x_
 
 B, T, D, V = 2, 6, 8, 11
 _X = x_(B, T, D)
@@ -396,6 +396,7 @@ ASKING = [
 ]
 
 CASES = [*DECODERS, *EMBEDDINGS, *ASKING]
+CASES += [with_gradient(of) for of in CASES if "carried" not in of.name]  # a while_loop has no gradient
 HARD = [
     case(
         "MLA, absorbed",
