@@ -173,7 +173,7 @@ def experts_by_one_hot(x: jax.Array, router: Any, gate: Any, up: Any, down: Any,
     x = x.reshape(-1, D)
     weights, chosen = lax.top_k(softmax(x @ router), 2)
     hot = jax.nn.one_hot(chosen, 3)
-    place = (jnp.cumsum(hot.reshape(-1, 3), 0) - 1).reshape(hot.shape)
+    place = (jnp.cumsum(jnp.int32(hot).reshape(-1, 3), 0) - 1).reshape(hot.shape)
     dispatch = einsum("nke,nkec->nec", hot, jax.nn.one_hot(place, capacity) * hot[..., None])
     combine = einsum("nk,nke,nec->nec", weights, hot, dispatch)
     h = einsum("nd,nec->ecd", x, dispatch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import Any
 
 import flax.linen as nn
@@ -327,8 +328,10 @@ class _Fp8(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = nn.gelu(nn.Dense(12, dot_general_cls=self.op)(x))
-        return nn.DenseGeneral((3, 2), dot_general_cls=self.op)(x)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of one class in favour of another
+            x = nn.gelu(nn.Dense(12, dot_general_cls=self.op)(x))
+            return nn.DenseGeneral((3, 2), dot_general_cls=self.op)(x)
 
 
 def _flax_fp8(name: str, *, stored: bool) -> Case:
