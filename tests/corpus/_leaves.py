@@ -81,3 +81,17 @@ def sharded(f: Any, in_specs: Any, out_specs: Any, **kwargs: Any) -> Any:
     """`shard_map` over a mesh of the one device, whose axis is `"model"`."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("model",))
     return jax.shard_map(f, mesh=mesh, in_specs=in_specs, out_specs=out_specs, **kwargs)
+
+
+def with_gradient(of: Case) -> Case:
+    """The same weights in a loss and its gradient: the axes are the same."""
+
+    def build() -> tuple[Any, Any, tuple[Any, ...]]:
+        fn, params, args = of.build()
+
+        def loss(params: Any, *args: Any) -> jax.Array:
+            return sum((abs(out) ** 2).mean() for out in jax.tree.leaves(fn(params, *args)))
+
+        return jax.value_and_grad(loss), params, args
+
+    return dataclasses.replace(of, name=f"{of.name}, with its gradient", build=build)

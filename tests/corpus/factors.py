@@ -259,6 +259,18 @@ CASES = [
     *spelled("probe", _PROBES, x_(2, 7, 5), **_PROBE),
 ]
 HARD = [
+    *spelled(
+        "factor along inputs",
+        {
+            "a factor for each block": lambda x, s, w: (
+                x @ _rounded(w.reshape(2, 3, 3, 2), s[:, None, :, None]).reshape(6, 6)
+            ),
+            "a factor for each input": lambda x, s, w: x @ (w * jnp.repeat(s[:, 0], 3)[:, None]),
+            "a factor for each entry": lambda x, s, w: x @ (w * jnp.repeat(jnp.repeat(s, 3, 0), 2, 1)),
+        },
+        [x_(2, 6), x_(2, 3)],
+        w=w("i6 o6"),
+    ),
     *spelled("bare probe", _BARE, x_(2, 7, 5), **_PROBE),
     *spelled("relative positions", _RELATIVE, x_(2, 7, 5), r=alone("13 5"), q=w("i5 o4"), k=w("i5 o4")),
 ]

@@ -91,6 +91,8 @@ _LOOKUPS = {
         lambda h, e: lax.psum(h @ e, "model"), (P(None, None, "model"), P("model")), P()
     )(h, e),
     "scaled table": lambda h, e: h @ (e * 2.0),
+    "joined table": lambda h, e: h @ jnp.concatenate([e[:5], e[5:]]),
+    "row by row": lambda h, e: lax.fori_loop(0, V, lambda n, y: y + h[..., n, None] * e[n], jnp.zeros((2, 7, 5))),
 }
 _TABLE = {"e": alone("11 5"), "w": w("i5 o6")}
 LOOKUPS = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import Any
 
 import flax.linen as nn
@@ -97,6 +98,26 @@ def hyena(x: jax.Array, project, short, mlp, decay, bias, out) -> jax.Array:
     return (gate * (fft_conv(value, filters) + bias * value)) @ out
 
 
+def s4d(x: jax.Array, log_step, log_re, im, c, d, *, loop: bool) -> jax.Array:
+    """A diagonal system for each channel, as a long filter or step by step."""
+    system = lax.complex(-jnp.exp(log_re), im)
+    step = jnp.exp(log_step)[:, None]
+    c = lax.complex(c[..., 0], c[..., 1])
+    decay = jnp.exp(system * step)
+    if loop:
+
+        def one(h: jax.Array, u: jax.Array) -> Any:
+            h = decay * h + u[..., None] * (decay - 1) / system
+            return h, einsum("bdn,dn->bd", h, c).real
+
+        y = lax.scan(one, jnp.zeros((B, D, 4), jnp.complex64), x.swapaxes(0, 1))[1].swapaxes(0, 1)
+    else:
+        powers = jnp.exp((system * step)[..., None] * np.arange(T, dtype=np.float32))
+        y = fft_conv(x, einsum("dn,dnt->td", c * (decay - 1) / system, powers).real)
+    return gelu(2 * y + d * x)
+
+
+_S4D = {"log_step": alone("8"), "log_re": alone("8 4"), "im": alone("8 4"), "c": w("b8 i4 o2"), "d": alone("8")}
 _HYENA = {
     "project": w("i8 o24"),
     "short": conv("i3 i1 o24"),
@@ -307,8 +328,10 @@ class _Fp8(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = nn.gelu(nn.Dense(12, dot_general_cls=self.op)(x))
-        return nn.DenseGeneral((3, 2), dot_general_cls=self.op)(x)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of one class in favour of another
+            x = nn.gelu(nn.Dense(12, dot_general_cls=self.op)(x))
+            return nn.DenseGeneral((3, 2), dot_general_cls=self.op)(x)
 
 
 def _flax_fp8(name: str, *, stored: bool) -> Case:
@@ -464,5 +487,9 @@ CASES = [
 ]
 HARD = [
     case("group network by FFT", group_network_by_fft, _SITES, **_GCNN),
+    *(
+        case(f"S4D, {name}", functools.partial(s4d, loop=loop), _X, check_batch=False, **_S4D)
+        for name, loop in {"filter": False, "scan": True}.items()
+    ),
     case("Hyena", hyena, _X, **_HYENA),
 ]

@@ -17,8 +17,8 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from corpus._case import Case
-from corpus._leaves import case, sharded, spelled, w, x_
-from corpus._loops import LOOPS, N, dense, scan, steps, while_loop
+from corpus._leaves import case, sharded, spelled, w, with_gradient, x_
+from corpus._loops import LOOPS, N, dense, item, parts, scan, steps, while_loop
 
 tanh = jnp.tanh
 _X = x_(2, 5)
@@ -43,10 +43,25 @@ def _pending(x: jax.Array, w: dict[str, jax.Array]) -> jax.Array:
     return sum(scan(body, (x, jnp.zeros_like(x)), w))
 
 
+@jax.jit
+def _residual_of_stack(h: jax.Array, w: dict[str, jax.Array], n: Any) -> jax.Array:
+    return _residual(h, item(w, n))
+
+
 _BLOCKS = {"up": w("b4 i5 o7"), "down": w("b4 i7 o5")}
 _RESIDUALS = _through(_residual) | {
     "residual outside of the loop": _pending,
+    "masked steps": lambda x, w: lax.fori_loop(
+        0, N + 2, lambda i, h: jnp.where(i < N, _residual(h, item(w, jnp.minimum(i, N - 1))), h), x
+    ),
+    "switch": lambda x, w: lax.fori_loop(
+        0, N, lambda i, h: lax.switch(i, [functools.partial(_residual, w=part) for part in parts(w)], h), x
+    ),
+    "jitted helper of the stack": lambda x, w: steps(lambda i, h: _residual_of_stack(h, w, i), x),
+    "named": lambda x, w: functools.reduce(jax.named_call(_residual), parts(w), x),
 }
+
+_DIFFERENTIATED = {name: f for name, f in _RESIDUALS.items() if name != "while_loop"}
 
 # A sum over parts: every entry of a unit's parts is its input.
 
@@ -79,6 +94,53 @@ _SUMS = {
     )(x, w),
 }
 _SUMS |= {name: lambda x, w, loop=loop: loop(_adding, jnp.zeros((2, 6)), (x, w)) for name, loop in LOOPS.items()}
+
+# One kernel in chunks, along what it sums over and along its units.
+
+_CHUNKED_IN = {
+    "whole": lambda x, w: x @ w,
+    "slices": lambda x, w: sum(x[:, 5 * i : 5 * i + 5] @ w[5 * i : 5 * i + 5] for i in range(N)),
+    "split": lambda x, w: sum(a @ b for a, b in zip(jnp.split(x, N, 1), jnp.split(w, N), strict=True)),
+    "fori_loop": lambda x, w: lax.fori_loop(
+        0,
+        N,
+        lambda i, y: y + lax.dynamic_slice_in_dim(x, 5 * i, 5, 1) @ lax.dynamic_slice_in_dim(w, 5 * i, 5),
+        jnp.zeros((2, 6)),
+    ),
+    "scan": lambda x, w: scan(_adding, jnp.zeros((2, 6)), (x.reshape(2, N, 5).swapaxes(0, 1), w.reshape(N, 5, 6))),
+    "scan over starts": lambda x, w: scan(
+        lambda y, at: y + lax.dynamic_slice_in_dim(x, at, 5, 1) @ lax.dynamic_slice_in_dim(w, at, 5),
+        jnp.zeros((2, 6)),
+        5 * jnp.arange(N),
+    ),
+    "uneven": lambda x, w: x[:, :3] @ w[:3] + (x[:, 3:11] @ w[3:11] + x[:, 11:] @ w[11:]),
+    "row by row": lambda x, w: scan(lambda y, at: y + at[0][:, None] @ at[1][None], jnp.zeros((2, 6)), (x.T, w)),
+    "mesh": lambda x, w: sharded(lambda x, w: lax.psum(x @ w, "model"), (P(None, "model"), P("model")), P())(x, w),
+}
+_CHUNKED_OUT = {
+    "whole": lambda x, w: tanh(x @ w),
+    "slices": lambda x, w: jnp.concatenate([dense(x, w[:, i : i + 5]) for i in range(0, 20, 5)], 1),
+    "map": lambda x, w: lax.map(lambda i: dense(x, lax.dynamic_slice_in_dim(w, 5 * i, 5, 1)), jnp.arange(N)),
+    "scan": lambda x, w: lax.scan(lambda _, part: (None, dense(x, part)), None, jnp.moveaxis(w.reshape(6, N, 5), 1, 0))[
+        1
+    ],
+    "written to a buffer": lambda x, w: lax.fori_loop(
+        0,
+        N,
+        lambda i, out: lax.dynamic_update_slice_in_dim(
+            out, dense(x, lax.dynamic_slice_in_dim(w, 5 * i, 5, 1)), 5 * i, 1
+        ),
+        jnp.zeros((2, 20)),
+    ),
+    "exponentials added up": lambda x, w: lax.fori_loop(
+        0,
+        N,
+        lambda i, z: z + jnp.exp(x @ lax.dynamic_slice_in_dim(w, 5 * i, 5, 1)).sum(-1),
+        jnp.zeros(2),
+    ),
+    "a unit at a time": lambda x, w: lax.map(lambda i: tanh(x @ w[:, i]), jnp.arange(20)),
+    "mesh": lambda x, w: sharded(dense, (P(), P(None, "model")), P(None, "model"))(x, w),
+}
 
 # Over a mesh: one device's block is all of the array, and the same program for any number of them.
 
@@ -180,6 +242,12 @@ _EXPERTS = {
     "map": lambda x, w: lax.map(lambda at: dense(*at), (x, w)),
     "scan": lambda x, w: lax.scan(lambda _, at: (None, dense(*at)), None, (x, w))[1],
     "stacked": lambda x, w: jnp.stack([dense(x[e], w[e]) for e in range(N)]),
+    "vmap over an index": lambda x, w: jax.vmap(lambda e: dense(x[e], w[e]))(jnp.arange(N)),
+    "scan over numbers": lambda x, w: lax.scan(lambda _, e: (None, dense(x[e], w[e])), None, jnp.arange(N))[1],
+    "written to a buffer": lambda x, w: lax.fori_loop(
+        0, N, lambda e, out: out.at[e].set(dense(x[e], w[e])), jnp.zeros((N, 2, 6))
+    ),
+    "vmap of one unit": lambda x, w: tanh(jax.vmap(jax.vmap(jnp.matmul, (None, -1), -1))(x, w)),
     "grouped convolution": lambda x, w: tanh(
         lax.conv_general_dilated(
             x.transpose(1, 0, 2).reshape(2, 1, 20),
@@ -365,6 +433,24 @@ SIZES = [
     for of in _small(*sizes)
 ]
 
+
+def _attention(x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, o: jax.Array) -> jax.Array:
+    q, k, v = (jnp.einsum("btd,dhk->bthk", x, kernel) for kernel in (q, k, v))
+    scores = jax.nn.softmax(jnp.einsum("bthk,bshk->bhts", q, k))
+    return jnp.einsum("bthk,hkd->btd", jnp.einsum("bhts,bshk->bthk", scores, v), o)
+
+
+SIZES += [
+    case(
+        f"attention of {b}, {t}, {h}, {k}",
+        _attention,
+        x_(b, t, 6),
+        **{name: w(f"i6 o{h} o{k}") for name in "qkv"},
+        o=w(f"i{h} i{k} o6"),
+    )
+    for b, t, h, k in [(2, 3, 4, 5), (1, 3, 4, 5), (2, 1, 4, 5), (2, 3, 1, 5), (2, 3, 4, 1), (1, 1, 1, 5)]
+]
+
 # The gradient inside of `fn`.
 
 
@@ -467,7 +553,10 @@ CASES = [
     *spelled("layers", _through(dense), _X, w=w("b4 i5 o5")),
     *spelled("residual layers", _RESIDUALS, _X, w=_BLOCKS),
     *spelled("sum over parts", _SUMS, _PARTS, w=w("i4 i5 o6")),
-    *spelled("mesh", _MESHES, _X, **_UP_DOWN),
+    *spelled("inputs in chunks", _CHUNKED_IN, x_(2, 20), w=w("i20 o6")),
+    *spelled("outputs in chunks", _CHUNKED_OUT, x_(2, 6), check_batch=False, w=w("i6 o20")),
+    *(of for f in spelled("mesh", _MESHES, _X, **_UP_DOWN) for of in (f, with_gradient(f))),
+    *map(with_gradient, spelled("residual layers", _DIFFERENTIATED, _X, w=_BLOCKS)),
     *spelled("experts", _EXPERTS, _ENSEMBLE, w=w("b4 i5 o6", "o4 i5 o6")),
     *STACKS,
     *CLOSED,
