@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.extend.core as jex
 import jax.numpy as jnp
 
 from optax_gc._axes import ParamAxes, PyTree, WeightAxes, named_leaves
@@ -91,13 +92,12 @@ def infer_axes(fn: Callable[..., Any], params: PyTree, *args: Any, **kwargs: Any
     for value in results:
         met = [view for view in value.views if view.product or view.scaled or view.picks]
         walk.close(met, None, _maths.ELEMENT)
-    returned = {view.of for value in results for view in value.views}
-    depends = walk.remarks or walk.groups or returned
-    if not depends and all(value.level not in (Level.WEIGHT, Level.SCALED) for value in results):
+    if not _depends(jaxpr.jaxpr, len(weights)):
         raise ValueError(
             "nothing that fn returns depends on the params. fn must compute from its first argument; found "
             f"{len(results)} results of {len(params_)} params. Return the model's output or the loss."
         )
+    returned = {view.of for value in results for view in value.views}
     votes, where = votes_of(walk), functools.partial(source_line, fn=fn)
 
     axes: dict[str, WeightAxes | None] = {}
@@ -110,6 +110,15 @@ def infer_axes(fn: Callable[..., Any], params: PyTree, *args: Any, **kwargs: Any
             axes[name], why[name] = decide(votes.get(param, ()), param.shape, unused, where)
     shapes = {name: param.shape for name, param in params_.items()}
     return ParamAxes(axes, shapes=shapes, why=why, treedef=treedef)
+
+
+def _depends(jaxpr: Any, n_params: int) -> bool:
+    """Whether a result is computed from one of the first inputs."""
+    made = set(jaxpr.invars[:n_params])
+    for eqn in jaxpr.eqns:
+        if any(type(atom) is not jex.Literal and atom in made for atom in eqn.invars):
+            made.update(eqn.outvars)
+    return any(type(atom) is not jex.Literal and atom in made for atom in jaxpr.outvars)
 
 
 def _replaced(values: Sequence[Any], at: Sequence[int], by: Sequence[Any]) -> list[Any]:

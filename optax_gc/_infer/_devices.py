@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -26,7 +27,7 @@ def shard_map(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value
         for value, cuts in zip(ins, _cuts(eqn, "in", eqn.shapes), strict=True):
             walk.end([view for view in value.views if view.product], eqn)
             weights = [_cut(walk, view, cuts) for view in value.views if not view.product]
-            inside.append(Value(value.level, tuple(weights)))
+            inside.append(dataclasses.replace(value, views=tuple(weights), known=None))
         results = walk.jaxpr(eqn["jaxpr"], inside)
         outs = []
         for value, cuts in zip(results, _cuts(eqn, "out", eqn.outs), strict=True):

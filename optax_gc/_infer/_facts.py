@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -26,9 +27,9 @@ def facts_after(eqn: Any, ins: Sequence[Value], result: int) -> Facts:
         return NOTHING
     first = ins[0].facts if ins else NOTHING
     out = shape_of(eqn.outvars[result])
-    if name in SAME:
+    if name in SAME or name == "stop_gradient":
         exact = is_integer(eqn.outvars[result].aval.dtype)
-        return first if exact else Facts(first.flat, first.hot, zero=first.zero)
+        return first if exact else dataclasses.replace(first, distinct=frozenset())
     if name in _ARITHMETIC:
         return _arithmetic(name, [value.facts for value in ins], [shape_of(atom) for atom in eqn.invars], out)
     if name in MOVES:
@@ -38,15 +39,18 @@ def facts_after(eqn: Any, ins: Sequence[Value], result: int) -> Facts:
         return Facts(flat=every - along, distinct=along)
     if name in _PARTS:
         return Facts(first.flat, first.hot | _gone(first), zero=first.zero)
-    if name == "concatenate":
-        apart = frozenset(range(len(out))) - {eqn.params["dimension"]}
-        facts = [value.facts for value in ins]
+    if name == "unstack":
+        return first.shifted(eqn.params["axis"], -1)
+    if name in ("concatenate", "stack"):
+        axis = eqn.params["dimension" if name == "concatenate" else "axis"]
+        facts = [value.facts if name == "concatenate" else value.facts.shifted(axis, 1) for value in ins]
+        every = frozenset({*range(len(out)), GONE})
         return Facts(
-            flat=apart.intersection(*(fact.flat for fact in facts)),
-            hot=(apart | {GONE}).intersection(*(fact.hot for fact in facts if not fact.zero)),
+            flat=(every - {axis, GONE}).intersection(*(fact.flat for fact in facts)),
+            hot=every.intersection(*(fact.hot for fact in facts if not fact.zero)),
             zero=all(fact.zero for fact in facts),
         )
-    if name == "scatter" and first.zero and ins[2].level == Level.CONST:
+    if name in ("scatter", "scatter-add") and first.zero and ins[2].level == Level.CONST:
         return Facts(hot=frozenset(eqn.params["dimension_numbers"].scatter_dims_to_operand_dims))
     if name == "gather":
         numbers = eqn.params["dimension_numbers"]
@@ -71,10 +75,11 @@ def _arithmetic(name: str, facts: list[Facts], shapes: list[tuple[int, ...]], ou
         hots.append(every | {GONE} if fact.zero else fact.hot & (here | {GONE}))
         distincts.append(fact.distinct & here)
     hot: frozenset[int] = frozenset()
+    cold = hot
     if name in ("mul", "and"):
         hot = hot.union(*hots)
     elif name == "select_n":
-        hot = hots[0] if facts[1].zero else hot
+        hot = hots[0] if facts[1].zero else facts[0].cold if facts[-1].zero else hot
         rest = [h for h, fact in zip(hots[1:], facts[1:], strict=True) if not fact.zero]
         hot = hot | rest[0] if len(rest) == 1 else hot
     elif name in _KEEP_ZERO:
@@ -82,12 +87,16 @@ def _arithmetic(name: str, facts: list[Facts], shapes: list[tuple[int, ...]], ou
     elif name in ("max", "min", "add", "sub"):
         rest = [h for h, fact in zip(hots, facts, strict=True) if not fact.zero]
         hot = rest[0] if len(rest) == 1 else hot
+    elif name == "not":
+        hot, cold = facts[0].cold, facts[0].hot
+    elif name == "ne":
+        cold = (distincts[0] & flats[1]) | (distincts[1] & flats[0])
     elif name == "eq":
         hot = (distincts[0] & flats[1]) | (distincts[1] & flats[0])
     distinct: frozenset[int] = frozenset()
     if name in ("add", "sub"):
         distinct = (distincts[0] & flats[1]) | (distincts[1] & flats[0])
-    return Facts(every.intersection(*flats), hot, distinct)
+    return Facts(every.intersection(*flats), hot, cold, distinct)
 
 
 def _moved(eqn: Equation, ins: Sequence[Value]) -> Facts:
@@ -102,6 +111,7 @@ def _moved(eqn: Equation, ins: Sequence[Value]) -> Facts:
         summed=frozenset(dim for t, dim in enumerate(dims) if t not in facts.flat),
         shared=frozenset(dims[t] for t in facts.hot if t != GONE),
         scaled=frozenset(dims[t] for t in facts.distinct),
+        picks=((0, tuple(dims[t] for t in facts.cold if t != GONE)),),
     )
     try:
         moved = MOVES[eqn.name](eqn, probe)
@@ -116,6 +126,7 @@ def _moved(eqn: Equation, ins: Sequence[Value]) -> Facts:
         frozenset(t for t, on, padded in whole if on.isdisjoint(moved.summed) and not padded),
         frozenset(t for t, on, padded in whole if not on.isdisjoint(moved.shared) and (not padded or padding))
         | (_gone(facts) if fewer else facts.hot & {GONE}),
+        frozenset(t for t, on, padded in whole if not on.isdisjoint(moved.picks[0][1]) and not padded),
         frozenset(t for t, on, padded in whole if on and on <= moved.scaled and not padded),
         zero=facts.zero and padding,
     )

@@ -12,9 +12,9 @@ import numpy as np
 from optax_gc._infer._arrays import Axis, Dim, blank
 from optax_gc._infer._constants import ON_INTEGERS, Constant, fold, step_of
 from optax_gc._infer._equation import Equation, open_jaxpr, shape_of
-from optax_gc._infer._maths import CHOSEN, choice
+from optax_gc._infer._maths import CHOSEN, choice, one_of
 from optax_gc._infer._names import CALLS
-from optax_gc._infer._values import GONE, Facts, Level, Value, is_integer
+from optax_gc._infer._values import Level, Value, is_integer
 from optax_gc._infer._views import Mark, View, flatten, marked, same
 from optax_gc._infer._walk import Rule, Walk
 
@@ -42,10 +42,7 @@ def cond(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
         if level == Level.DATA:
             results.append(Value(level, choice(walk, eqn, cases)))
             continue
-        kept: list[View] = []
-        for view in (view for case in cases for view in case.views):
-            if not any(same(view, other) for other in kept):
-                kept.append(view)
+        kept = one_of([case.views for case in cases])
         by_data = which.level == Level.DATA and level != Level.WEIGHT
         results.append(Value(Level.DATA if by_data else level, () if by_data else tuple(kept)))
         if by_data:
@@ -86,11 +83,13 @@ def _stacked(value: Value, step: Dim) -> Value:
     views = []
     for view in value.views:
         if step in view.varying() and step not in view.summed:
-            shared = view.shared | {step} if view.product else view.shared
-            views.append(view.replace(axes=(Axis((step,)), *view.axes), shared=shared))
+            if view.product and view.use:
+                view.use.shares.update(view.along({step}))
+                view = view.replace(shared=view.shared | {step})
+            views.append(view.replace(axes=(Axis((step,)), *view.axes)))
         else:
             views.append(view.replace(axes=(blank(step.size), *view.axes)))
-    return Value(value.level, tuple(views))
+    return Value(value.level, tuple(views), facts=value.facts.shifted(0, 1))
 
 
 def while_loop(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
@@ -257,8 +256,10 @@ def _carried(
     elif any(view.picks for view in own):
         walk.refuse([view for view in own if view.picks], eqn, CHOSEN)
         walk.close([*start, *(view for view in own if not view.picks)], eqn)
-    elif any(step in view.coords[a].dims for view in own for a in (view.use.outputs if view.use else ())):
-        walk.close([*start, *own], eqn)
+    elif indexed := [view for view in own if view.use and step in view.varying() - view.use.steps]:
+        # What the loop adds up are parts of a product, not products of parts.
+        batches = any(view.use.shares & view.along({step}) for view in indexed if view.use and step)
+        (walk.refuse if batches else walk.close)([*start, *own], eqn, "added up after its product")
     else:
         steps = frozenset([step] if step else [])
         own = [view.replace(summed=view.summed | (steps & view.varying())) for view in own]

@@ -20,6 +20,7 @@ from optax_gc._infer._views import Mark, Param, Use, View, same
 from optax_gc._infer._walk import Rule, Walk
 
 ELEMENT = "meets the data elementwise"
+FORMS = "one of several forms of it is chosen"
 CHOSEN = "parts that the data choose are added up"
 
 
@@ -154,8 +155,18 @@ def select(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
         walk.close([view for view in which.views if view.product], eqn)
         return [Value(level, choice(walk, eqn, placed))]
     walk.summarise(which.views, eqn)
-    views = combined(walk, eqn, [view for case in placed for view in case.views])
+    views = combined(walk, eqn, one_of([case.views for case in placed]))
     return [Value(max(level, Level.SCALED) if which.level == Level.DATA and views else max(level, which.level), views)]
+
+
+def one_of(cases: Sequence[Sequence[View]]) -> list[View]:
+    """Forms of one weight of which one is chosen are no sum: where they differ, nothing can be read off."""
+    kept: list[View] = []
+    for case in cases:
+        new = [view for view in case if not any(same(view, other) for other in kept)]
+        lost = {view.of for view in new} & {view.of for view in kept}
+        kept = [view.replace(bad=view.bad or FORMS) if view.of in lost else view for view in [*kept, *new]]
+    return kept
 
 
 def choice(walk: Walk, eqn: Equation, cases: Sequence[Value]) -> tuple[View, ...]:

@@ -11,11 +11,12 @@ import numpy as np
 from optax_gc._infer._arrays import Axis, Dim, blank, size_of
 from optax_gc._infer._equation import Equation
 from optax_gc._infer._values import GONE, Level, Value
-from optax_gc._infer._views import Mark, Use, View, flatten
+from optax_gc._infer._views import Mark, Tier, Use, View, flatten
 from optax_gc._infer._walk import Rule, Walk, unknown
 
 ACTS_AS_DATA = "acts as data"
 BY_PARAMETER = "multiplied by another parameter before it meets the data"
+BY_CONSTANT = "multiplied by a constant before it meets the data"
 ALONG_INPUTS = "scaled by data along its inputs"
 
 
@@ -62,6 +63,8 @@ def _contraction(
                 grown = _same_einsum(walk, eqn, view, placed, sides[k], other)
                 views += [grown] if grown else []
                 ended += [] if grown else [view]
+                if other.level > Level.WEIGHT and view.use and view.use.tier == Tier.WITH_CONSTANT:
+                    walk.remark(view, walk.tier(view), BY_CONSTANT, eqn)
             elif not _is_weight(value) and _is_weight(other):
                 (walk.close if view.scaled and not view.bent else walk.refuse)([view], eqn, ACTS_AS_DATA)
             elif other.level not in (Level.CONST, Level.WEIGHT) and _is_lookup(other, sides[1 - k]):

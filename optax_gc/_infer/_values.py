@@ -36,8 +36,18 @@ class Facts:
 
     flat: frozenset[int] = frozenset()  # all positions are equal
     hot: frozenset[int] = frozenset()  # at most one position, or block of positions, is not zero
+    cold: frozenset[int] = frozenset()  # at most one position is false
     distinct: frozenset[int] = frozenset()  # no two positions are equal
     zero: bool = False
+
+    def shifted(self, axis: int, by: int) -> Facts:
+        """The facts of a value that has an axis less (`by=-1`), or more, at a place."""
+
+        def move(axes: frozenset[int]) -> frozenset[int]:
+            return frozenset(GONE if by < 0 and t == axis else t + by if t >= axis else t for t in axes)
+
+        flat, distinct = (move(axes) - {GONE} for axes in (self.flat, self.distinct))
+        return Facts(flat, move(self.hot), move(self.cold), distinct if by < 0 else frozenset(), self.zero)
 
 
 NOTHING = Facts()

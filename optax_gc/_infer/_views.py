@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, Literal
 
 import numpy as np
@@ -42,8 +42,9 @@ class Use:
     tier: Tier
     eqn: Any
     op: Literal["dot", "conv"] = "dot"
-    shares: frozenset[int] = frozenset()  # stored axes that ran along a batch of the product
+    shares: set[int] = dataclasses.field(default_factory=set)  # stored axes that run along a batch of the product
     outputs: frozenset[int] = frozenset()  # stored axes that ran along its outputs
+    steps: frozenset[Dim] = frozenset()  # dims that were on no axis, as the step of a loop is
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,6 +84,10 @@ class View:
         """The axes of the value that it varies along."""
         varying = self.varying()
         return frozenset(t for t, axis in enumerate(self.axes) if any(d in varying and d.size > 1 for d in axis.dims))
+
+    def along(self, dims: Set[Dim]) -> frozenset[int]:
+        """The stored axes whose coordinates vary along some of the dims."""
+        return frozenset(a for a, coord in enumerate(self.coords) if not dims.isdisjoint(coord.dims))
 
     def on(self, axes: Iterable[int]) -> set[Dim]:
         return {dim for t in axes for dim in self.axes[t].dims}

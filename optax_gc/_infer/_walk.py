@@ -127,12 +127,11 @@ class Walk:
         """A product begins: what it shared with the data, and its outputs, are noted."""
         view = view.replace(product=True, scaled=frozenset(), bent=False, **changes)
         assert view.use is not None
-        outputs = view.on(range(len(view.axes))) - view.shared
-        shares, outs = (
-            frozenset(a for a, coord in enumerate(view.coords) if not dims.isdisjoint(coord.dims))
-            for dims in (view.shared, outputs)
-        )
-        view = view.replace(use=dataclasses.replace(view.use, shares=shares, outputs=outs))
+        visible = view.on(range(len(view.axes)))
+        steps = frozenset(view.varying() - visible - view.summed)
+        shares, outputs = view.along(view.shared), view.along(visible - view.shared)
+        use = dataclasses.replace(view.use, shares=set(shares), outputs=outputs, steps=steps)
+        view = view.replace(use=use)
         assert view.use is not None
         self.products[view.use] = view
         return view
@@ -169,14 +168,16 @@ class Walk:
             tier = view.use.tier if view.product and view.use else self.tier(view)
             if view.stopped:
                 tier = max(tier, Tier.NO_GRADIENT)
-            reason = view.bad or ("lookup table" if view.picks and not view.product else reason)
-            self.remarks.append(Remark(view.of, tier, reason, eqn.eqn if isinstance(eqn, Equation) else eqn))
+            self.remark(view, tier, view.bad or ("lookup table" if view.picks and not view.product else reason), eqn)
 
     def summarise(self, views: Iterable[View], eqn: Equation) -> None:
         """The views end in numbers that say nothing of axes."""
         for view in views:
-            if isinstance(view.of, Param):
-                self.remarks.append(Remark(view.of, Tier.SUMMARY, "", eqn.eqn))
+            self.remark(view, Tier.SUMMARY, "", eqn)
+
+    def remark(self, view: View, tier: Tier, reason: str, eqn: Any) -> None:
+        if isinstance(view.of, Param):
+            self.remarks.append(Remark(view.of, tier, reason, eqn.eqn if isinstance(eqn, Equation) else eqn))
 
     def end(self, views: Sequence[View], eqn: Equation) -> None:
         """The views enter an operation that may yet add them up.
