@@ -72,11 +72,7 @@ def _step_of(value: Value, step: Dim) -> Value:
         view = flatten(view, 0)
         views.append(view.take(view.axes[0].dims[0], np.arange(step.size), (step,)).with_axis(0))
     known = value.known and Constant(lambda _, x, i: x[i], [value.known, step_of(step)])
-    flat, hot = (frozenset(t - 1 for t in axes if t > 0) for axes in (value.facts.flat, value.facts.hot))
-    gone = value.facts.hot & {0, GONE}
-    return Value(
-        value.level, tuple(views), known, Facts(flat, hot | ({GONE} if gone else set()), zero=value.facts.zero)
-    )
+    return Value(value.level, tuple(views), known, value.facts.shifted(0, -1))
 
 
 def _stacked(value: Value, step: Dim) -> Value:
