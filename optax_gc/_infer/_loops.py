@@ -252,9 +252,9 @@ def _carried(
     elif any(view.picks for view in own):
         walk.refuse([view for view in own if view.picks], eqn, CHOSEN)
         walk.close([*start, *(view for view in own if not view.picks)], eqn)
-    elif indexed := [view for view in own if view.use and step in view.varying() - view.use.steps]:
+    elif indexed := [v for v in own if step and v.along({step}) and v.use and step not in v.use.steps]:
         # What the loop adds up are parts of a product, not products of parts.
-        batches = any(view.use.shares & view.along({step}) for view in indexed if view.use and step)
+        batches = any(v.use.shares & v.along({step}) for v in indexed if v.use and step)
         (walk.refuse if batches else walk.close)([*start, *own], eqn, "added up after its product")
     else:
         steps = frozenset([step] if step else [])
