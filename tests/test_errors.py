@@ -288,7 +288,7 @@ def test_two_leaves_of_one_name_are_refused(params, call):
 @pytest.mark.parametrize(
     ("axes", "error", "fragments"),
     [
-        (optax_gc.layout_axes({"w": jnp.ones((2, 2))}), ValueError, ["another tree", "'w'"]),
+        (optax_gc.layout_axes({"kernel": jnp.ones((2, 2))}), ValueError, ["another tree", "'kernel'"]),
         (kernel_axes(0), TypeError, ["'block/kernel'", *EXPECTED]),
         (kernel_axes(WeightAxes(2, 1)), ValueError, ["axis 2", "'block/kernel'"]),
     ],
