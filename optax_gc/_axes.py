@@ -283,8 +283,8 @@ class ParamAxes(Mapping[str, WeightAxes | None]):
 
         Examples:
           >>> import jax.numpy as jnp, optax_gc
-          >>> optax_gc.layout_axes({"w": jnp.ones((3, 2)), "b": jnp.ones(2)}).tree
-          {'b': None, 'w': WeightAxes(in_axes=(0,), out_axes=(1,), batch_axes=(), op='dot')}
+          >>> optax_gc.layout_axes({"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}).tree
+          {'bias': None, 'kernel': WeightAxes(in_axes=(0,), out_axes=(1,), batch_axes=(), op='dot')}
         """
         return self._unflatten(list(self._axes.values()))
 
@@ -347,10 +347,10 @@ class ParamAxes(Mapping[str, WeightAxes | None]):
 
         Examples:
           >>> import jax.numpy as jnp, optax, optax_gc
-          >>> params = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}
+          >>> params = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
           >>> plan = optax_gc.layout_axes(params)
           >>> plan.muon_dimension_numbers()(params)
-          {'b': None, 'w': MuonDimensionNumbers(reduction_axis=(0,), output_axis=(1,))}
+          {'bias': None, 'kernel': MuonDimensionNumbers(reduction_axis=(0,), output_axis=(1,))}
           >>> optimizer = optax.contrib.muon(
           ...     0.02, muon_weight_dimension_numbers=plan.muon_dimension_numbers())
         """
@@ -474,8 +474,8 @@ def _fit_one(plan: ParamAxes, name: str, leaf: Any) -> WeightAxes | None:
                 return _without(axes, gone)
     raise ValueError(
         f"leaf {name!r} has shape {shape}, but the axes were found for shape {made_for}. Make the plan again for "
-        "these params: infer_axes(fn, params, ...). Inside shard_map or pmap, where a leaf is a shard, say how the params "
-        "are split: gc(axes, specs=...). Under vmap a leaf may lack the batch axes of its plan, and no others."
+        "these params: infer_axes(fn, params, ...). Inside shard_map or pmap, where a leaf is a shard, say how the "
+        "params are split: gc(axes, specs=...). Under vmap a leaf may lack the batch axes of its plan, and no others."
     )
 
 

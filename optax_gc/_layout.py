@@ -158,8 +158,8 @@ def _rule(
     if output_axis is not None:
         return axes, f"layout: all axes but {out_axis}", True
     known = (step in _KERNELS or (step in _HAIKU and _is_haiku(leaf))) and rank in (2, 4)
-    # A bias of another size than the last axis: there are other output axes, or more of them, or a stack. Without a bias,
-    # one output of a convolution may as well be one of each channel, as Keras stores depthwise kernels.
+    # A bias of another size than the last axis: there are other output axes, or more of them, or a stack. Without a
+    # bias, one output of a convolution may as well be one of each channel, as Keras stores depthwise kernels.
     bias = beside("bias") or beside("b")
     fits = (rank == 2 or shape[-1] > 1) if bias is None else math.prod(bias) == shape[-1]
     return axes, "layout: all axes but the last", known and fits

@@ -111,11 +111,10 @@ def centralize_gradients(
         else:
             plan = resolve(axes, params, needs_op=conv_only)
         leaves = named_leaves(params)[0]
-        found = [given for given in fit(plan, leaves) if _is_centralized(given, conv_only)]
-        # Where leaves are masked this is one part of a partition, and the weights may be in another.
-        whole = not any(isinstance(leaf, optax.MaskedNode) for _, leaf in leaves)
-        if not found and (whole or not any(_is_centralized(given, conv_only) for given in plan.values())):
-            _warn_nothing(leaves, conv_only)
+        found = any(_is_centralized(given, conv_only) for given in fit(plan, leaves))
+        # Where leaves are masked this may be one part of a partition, and the weights in another.
+        if not found and not any(isinstance(leaf, optax.MaskedNode) for _, leaf in leaves):
+            _warn_nothing([name for name, leaf in leaves if is_array(leaf)], conv_only)
         return optax.EmptyState()
 
     def update_fn(
@@ -207,8 +206,8 @@ def _is_centralized(axes: WeightAxes | None, conv_only: bool) -> bool:
     return axes is not None and bool(axes.in_axes) and (not conv_only or axes.op == "conv")
 
 
-def _warn_nothing(leaves: list[tuple[str, Any]], conv_only: bool) -> None:
-    if arrays := [name for name, leaf in leaves if is_array(leaf)]:
+def _warn_nothing(arrays: list[str], conv_only: bool) -> None:
+    if arrays:
         what = "convolution" if conv_only else "weight"
         warnings.warn(
             f"optax_gc: nothing will be centralized, for none of {some_names(arrays)} is a {what} with inputs. "
