@@ -100,9 +100,10 @@ def layout_plan(params: PyTree, output_axis: int | None) -> tuple[ParamAxes, lis
     guessed = []
     for leaf in leaves:
         name = leaf.name
-        axes[name], why[name], sure = _rule(leaf, shapes, output_axis)
-        if axes[name] is not None and math.prod(shapes[name][axis] for axis in axes[name].in_axes) <= 1:
-            axes[name], why[name], sure = None, "layout: one input", True
+        found, why[name], sure = _rule(leaf, shapes, output_axis)
+        if found is not None and math.prod(shapes[name][axis] for axis in found.in_axes) <= 1:
+            found, why[name], sure = None, "layout: one input", True
+        axes[name] = found
         if not sure:
             guessed.append(name)
     # The halves of a complex leaf share a name, so their tree has more leaves than the plan.
@@ -166,7 +167,7 @@ def _rule(
 
 
 def _all_but(out: int, rank: int) -> WeightAxes:
-    return WeightAxes(tuple(axis for axis in range(rank) if axis != out), out, op="conv" if rank >= 4 else "dot")
+    return WeightAxes(tuple(axis for axis in range(rank) if axis != out), (out,), op="conv" if rank >= 4 else "dot")
 
 
 def _of_equinox(layer: Any, field: str, rank: int) -> tuple[WeightAxes | None, str] | None:
@@ -175,7 +176,7 @@ def _of_equinox(layer: Any, field: str, rank: int) -> tuple[WeightAxes | None, s
     what = f"layout: {type(layer).__name__} of Equinox"
     if field in (_equinox_layer(type(layer)) or ()) and batch >= 0:
         op = "conv" if window else "dot"
-        return WeightAxes(tuple(range(batch + 1, rank)), batch, tuple(range(batch)), op=op), what
+        return WeightAxes(tuple(range(batch + 1, rank)), (batch,), tuple(range(batch)), op=op), what
     # A class that inherits from a layer may have weights of its own.
     own = {name for base in type(layer).__mro__ if base.__module__.startswith("equinox.") for name in _fields(base)}
     return (None, what) if field in own else None

@@ -220,7 +220,7 @@ def _warn_nothing(arrays: list[str], conv_only: bool) -> None:
 def _refuse_examples(updates: PyTree, params: PyTree) -> None:
     shapes = {name: tuple(leaf.shape) for name, leaf in named_leaves(params)[0] if is_array(leaf)}
     for name, leaf in named_leaves(updates)[0]:
-        if is_array(leaf) and len(leaf.shape) > len(shapes.get(name, leaf.shape)):
+        if is_array(leaf) and name in shapes and len(leaf.shape) > len(shapes[name]):
             raise ValueError(
                 f"the gradient of leaf {name!r} has shape {tuple(leaf.shape)}, but the parameter has {shapes[name]}. "
                 "Gradients of single examples are summed first: chain gc behind what aggregates them."
