@@ -35,7 +35,7 @@ OUTCOMES = ("right", "right, with a warning", "wrong in silence", "wrong with a 
 
 
 def rules(case):
-    """Returns the shapes, for each rule a mapping from path to the axes that it averages over, and the guesses of gc()."""
+    """Returns the shapes, the axes that each rule averages over by path, and the leaves at which gc() guesses."""
     fn, params, args = case.build()
     inferred = optax_gc.infer_axes(fn, params, *args)
     layout, guessed = layout_plan(params, None)

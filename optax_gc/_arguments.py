@@ -90,9 +90,9 @@ def check_axes(axes: Any) -> None:
     arrays = [(path, leaf) for path, leaf in leaves if is_array(leaf) and leaf.shape]
     if arrays and all(is_array(leaf) for _, leaf in leaves):
         path, leaf = arrays[0]
-        where = jax.tree_util.keystr(path, simple=True, separator="/")
+        where = repr(jax.tree_util.keystr(path, simple=True, separator="/")) if path else "it"
         raise TypeError(
-            f"gc got arrays where axes are expected ({where!r} is {describe(leaf)}): write gc(), which goes by layout, "
+            f"gc got arrays where axes are expected ({where} is {describe(leaf)}): write gc(), which goes by layout, "
             "or gc(infer_axes(fn, params, *args)), which goes by what the model computes."
         )
 

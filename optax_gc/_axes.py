@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fnmatch
+import functools
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
@@ -76,6 +77,8 @@ class WeightAxes:
           ValueError: if an axis is out of range, repeated, in two roles, or without one.
         """
         rank = len(shape)
+        if _is_normal(self, rank):
+            return self
         found = f"leaf {name!r} of shape {shape}"
 
         def normalise(axes: tuple[int, ...]) -> tuple[int, ...]:
@@ -99,6 +102,12 @@ class WeightAxes:
                 "Every axis is one of in_axes, out_axes and batch_axes."
             )
         return axes
+
+
+@functools.lru_cache
+def _is_normal(axes: WeightAxes, rank: int) -> bool:
+    roles = axes.in_axes, axes.out_axes, axes.batch_axes
+    return sorted(sum(roles, ())) == list(range(rank)) and all(list(role) == sorted(role) for role in roles)
 
 
 def _check_distinct(axes: WeightAxes, found: str) -> None:
@@ -423,7 +432,8 @@ def _to_weight_axes(name: str, leaf: Any, shape: tuple[int, ...] | None, needs_o
     if is_absent(leaf) or isinstance(leaf, WeightAxes):
         return None if is_absent(leaf) else leaf
     if not isinstance(leaf, optax.contrib.MuonDimensionNumbers):
-        raise TypeError(f"axes of leaf {name!r}: got {describe(leaf)}; {_EXPECTED}")
+        what = f"axes of leaf {name!r}" if name else "axes"
+        raise TypeError(f"{what}: got {describe(leaf)}; {_EXPECTED}")
     if needs_op:
         raise ValueError(
             f"axes of leaf {name!r}: {leaf} does not say whether the weight is a convolution, which conv_only needs. "

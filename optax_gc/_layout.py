@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 import re
@@ -163,9 +164,10 @@ def _rule(
     # bias, one output of a convolution may as well be one of each channel, as Keras stores depthwise kernels.
     bias = beside("bias") or beside("b")
     fits = (rank == 2 or shape[-1] > 1) if bias is None else math.prod(bias) == shape[-1]
-    return axes, "layout: all axes but the last", known and fits
+    return axes, "layout: all axes but -1", known and fits
 
 
+@functools.lru_cache
 def _all_but(out: int, rank: int) -> WeightAxes:
     return WeightAxes(tuple(axis for axis in range(rank) if axis != out), (out,), op="conv" if rank >= 4 else "dot")
 
