@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -10,15 +11,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_gc._axes import ParamAxes, PyTree, check_leaves, is_absent, named_leaves, resolve
-from optax_gc._layout import check_output_axis, layout_plan, warn_unclear
+from optax_gc._arguments import check_axes, is_array
+from optax_gc._axes import ParamAxes, PyTree, WeightAxes, fit, is_absent, named_leaves, resolve, some_names
+from optax_gc._layout import check_output_axis, layout_plan, warn_guessed
 from optax_gc._shards import Shards
 
 
 def centralize_gradients(
     axes: ParamAxes | PyTree | Callable[[PyTree], Any] | None = None,
     *,
-    output_axis: int = -1,
+    output_axis: int | None = None,
     conv_only: bool = False,
     specs: PyTree = None,
 ) -> optax.GradientTransformation:
@@ -31,16 +33,16 @@ def centralize_gradients(
     (equations 1 and 2 of the paper). Put it before the optimizer to centralize the gradient, which
     is the paper's method, or after it to centralize the whole step. It is stateless.
 
-    Vectors, scalars, integers, empty leaves and weights with a single input are returned as they
+    What has no input axes, integers, empty leaves and weights with a single input are returned as they
     are. Half-precision gradients are averaged in float32 and returned in their own dtype.
 
     Args:
       axes: which axes are inputs. `None` goes by layout, see `layout_axes`; otherwise a `ParamAxes`,
         as made by `infer_axes`, or a pytree like the params with `WeightAxes`,
         `optax.contrib.MuonDimensionNumbers` or `None` (leave alone) at the leaves, or a callable
-        from params to either.
-      output_axis: with `axes=None`, the axis that indexes the units: -1 for Flax, Haiku and Keras,
-        0 for Equinox.
+        from params to either. Axes of leaves that the params do not have are ignored.
+      output_axis: with `axes=None`, the axis that indexes the units, where the rule would guess it from
+        name and shape: -1 for `(in, out)`, 0 for `(out, in)`. Equinox' own layers are known by class.
       conv_only: whether to centralize convolutions only (the authors' `gc_conv_only`): weights with
         `op == "conv"`, which by layout are those of rank 4 and more.
       specs: inside `shard_map` or `pmap`, where a leaf is a shard of a weight, how the params are split:
@@ -57,9 +59,12 @@ def centralize_gradients(
     Raises:
       TypeError: if `axes` holds something else than axes, `specs` something else than specs, or
         `output_axis` is not an int.
-      ValueError: here if both `axes` and `output_axis` are given; from `init` and `update` if the axes
-        or specs belong to another tree, or do not fit the shape of a leaf, or if `specs` name a mesh
-        axis that does not exist.
+      ValueError: here if both `axes` and `output_axis` are given; from `init` and `update` if there is a
+        leaf that the axes or specs do not know, or whose shape they do not fit, or if `specs` name a mesh
+        axis that does not exist; from `update` if a gradient has more axes than its parameter.
+
+    Warns:
+      UserWarning: from `init`, if the layout rule guesses, see `layout_axes`, or nothing will be centralized.
 
     References:
       Yong et al., "Gradient Centralization: A New Optimization Technique for Deep Neural Networks",
@@ -89,27 +94,34 @@ def centralize_gradients(
       [[ 1. -0. -1.]
        [-1. -0.  1.]]
     """
-    if axes is not None and output_axis != -1:
+    if axes is not None and output_axis is not None:
         raise ValueError(
             f"axes and output_axis={output_axis!r} are both given. output_axis is part of the layout rule, which axes "
             "replaces: drop one of them."
         )
     check_output_axis(output_axis)
+    check_axes(axes)
     shards = Shards(specs)
 
     def init_fn(params: PyTree) -> optax.OptState:
         params = shards.whole(params)
         if axes is None:
-            plan, unclear = layout_plan(params, output_axis)
-            warn_unclear(unclear, output_axis)
+            plan, guessed = layout_plan(params, output_axis)
+            warn_guessed(guessed)
         else:
             plan = resolve(axes, params, needs_op=conv_only)
-        check_leaves(plan, named_leaves(params)[0])
+        leaves = named_leaves(params)[0]
+        found = any(_is_centralized(given, conv_only) for given in fit(plan, leaves))
+        # Where leaves are masked this may be one part of a partition, and the weights in another.
+        if not found and not any(isinstance(leaf, optax.MaskedNode) for _, leaf in leaves):
+            _warn_nothing([name for name, leaf in leaves if is_array(leaf)], conv_only)
         return optax.EmptyState()
 
     def update_fn(
         updates: PyTree, state: optax.OptState, params: PyTree | None = None
     ) -> tuple[PyTree, optax.OptState]:
+        if params is not None:
+            _refuse_examples(updates, params)
         if axes is None:
             plan = layout_plan(shards.whole(updates), output_axis)[0]
         else:
@@ -143,7 +155,7 @@ def removed_fraction(updates: PyTree, axes: ParamAxes | PyTree | None = None) ->
       >>> print(share["w"], share["b"])
       0.5 0.0
     """
-    plan = layout_plan(updates, -1)[0] if axes is None else resolve(axes, updates)
+    plan = layout_plan(updates, None)[0] if axes is None else resolve(axes, updates)
 
     def share(gradient: jax.Array, in_axes: tuple[int, ...], _: tuple[Hashable, ...]) -> jax.Array:
         wide = _widen(gradient)
@@ -170,24 +182,49 @@ def _map_inputs(
     leaves, treedef = named_leaves(tree)
     shards = shards or Shards(None)
     wholes = named_leaves(shards.whole(tree))[0]
-    check_leaves(plan, wholes)
 
-    def of(name: str, leaf: Any, whole: Any) -> Any:
+    def of(name: str, leaf: Any, whole: Any, axes: WeightAxes | None) -> Any:
         if is_absent(leaf):
             return leaf
-        axes = plan.get(name)
-        if axes is None or (conv_only and axes.op != "conv"):
+        if axes is None or not _is_centralized(axes, conv_only):
             return otherwise(leaf)
         shape = jnp.shape(leaf)
-        in_axes = axes.for_shape(shape, name).in_axes
         # One input: the mean is the gradient, and the weight could never learn.
-        inputs = math.prod(jnp.shape(whole)[axis] for axis in in_axes)
+        inputs = math.prod(jnp.shape(whole)[axis] for axis in axes.in_axes)
         if inputs <= 1 or 0 in shape or not jnp.issubdtype(leaf.dtype, jnp.inexact):
             return otherwise(leaf)
         split = shards.mesh_axes(name, shape)
-        return function(jnp.asarray(leaf), in_axes, tuple(name for axis in in_axes for name in split[axis]))
+        return function(jnp.asarray(leaf), axes.in_axes, tuple(name for axis in axes.in_axes for name in split[axis]))
 
-    return jax.tree.unflatten(treedef, [of(*named, whole) for named, (_, whole) in zip(leaves, wholes, strict=True)])
+    mapped = [
+        of(*named, whole, axes) for named, (_, whole), axes in zip(leaves, wholes, fit(plan, wholes), strict=True)
+    ]
+    return jax.tree.unflatten(treedef, mapped)
+
+
+def _is_centralized(axes: WeightAxes | None, conv_only: bool) -> bool:
+    return axes is not None and bool(axes.in_axes) and (not conv_only or axes.op == "conv")
+
+
+def _warn_nothing(arrays: list[str], conv_only: bool) -> None:
+    if arrays:
+        what = "convolution" if conv_only else "weight"
+        warnings.warn(
+            f"optax_gc: nothing will be centralized, for none of {some_names(arrays)} is a {what} with inputs. "
+            "print(plan) says why, for a plan of infer_axes or layout_axes. Inside optax.flatten every leaf is a "
+            "vector: chain gc outside of it.",
+            stacklevel=3,
+        )
+
+
+def _refuse_examples(updates: PyTree, params: PyTree) -> None:
+    shapes = {name: tuple(leaf.shape) for name, leaf in named_leaves(params)[0] if is_array(leaf)}
+    for name, leaf in named_leaves(updates)[0]:
+        if is_array(leaf) and name in shapes and len(leaf.shape) > len(shapes[name]):
+            raise ValueError(
+                f"the gradient of leaf {name!r} has shape {tuple(leaf.shape)}, but the parameter has {shapes[name]}. "
+                "Gradients of single examples are summed first: chain gc behind what aggregates them."
+            )
 
 
 def _widen(gradient: jax.Array) -> jax.Array:

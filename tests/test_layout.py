@@ -1,5 +1,6 @@
 """The axes that `gc()` assumes when it is told nothing: by shape and name."""
 
+import contextlib
 import warnings
 
 import equinox as eqx
@@ -58,10 +59,16 @@ def test_the_mean_is_over_all_axes_but_output_axis(shape, output_axis, in_axes):
 
 
 def test_flax_and_haiku_layout_is_the_default_and_one_rule_serves_a_mixed_tree():
-    gradients = {"dense": normal((4, 3)), "conv": normal((2, 2, 3, 5)), "bias": normal((3,)), "scale": normal(())}
-    assert_update(optax_gc.gc(), gradients, {"dense": 0, "conv": (0, 1, 2), "bias": None, "scale": None})
+    gradients = {
+        "dense/kernel": normal((4, 3)),
+        "conv/kernel": normal((2, 2, 3, 5)),
+        "bias": normal((3,)),
+        "scale": normal(()),
+    }
+    assert_update(optax_gc.gc(), gradients, {"dense/kernel": 0, "conv/kernel": (0, 1, 2), "bias": None, "scale": None})
 
 
+@pytest.mark.filterwarnings("ignore:optax_gc. nothing will be centralized:UserWarning")
 @pytest.mark.parametrize("shape", [(), (5,), (1, 5), (1, 1, 1, 5), (0, 5)])
 def test_scalars_vectors_and_weights_of_one_input_or_none_pass_unchanged(shape):
     gradients = {"w": jnp.ones(shape)}
@@ -91,6 +98,7 @@ LOOKUP_TABLES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:optax_gc. nothing will be centralized:UserWarning")
 @pytest.mark.parametrize("make", LOOKUP_TABLES.values(), ids=LOOKUP_TABLES.keys())
 def test_the_lookup_tables_of_the_frameworks_are_left_alone(make):
     params = make()
@@ -122,9 +130,10 @@ ATTENTION_AXES = {
 @pytest.mark.parametrize("name", ["bias", "scale"])
 @pytest.mark.parametrize("shape", [(2, 3), (4, 2, 3)])
 def test_biases_per_head_and_stacked_scales_are_left_alone(name, shape):
+    gradients = {name: normal(shape), "another/kernel": normal((4, 3))}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert_update(optax_gc.gc(), {name: normal(shape)}, {name: None})
+        assert_update(optax_gc.gc(), gradients, {name: None, "another/kernel": 0})
 
 
 @pytest.mark.parametrize("make", [linen_attention, nnx_attention])
@@ -180,15 +189,21 @@ def test_attention_gradients_are_centralized_over_the_model_axis_or_the_heads():
 
 @pytest.mark.parametrize(
     ("path", "output_axis"),
-    [(("query", "kernel"), 0), (("gate", "kernel"), -1), (("query", "weight"), -1), (("query",), -1)],
+    [
+        (("query", "kernel"), 0),
+        (("query", "kernel"), -1),
+        (("gate", "kernel"), None),
+        (("query", "weight"), None),
+        (("query",), None),
+    ],
 )
 def test_only_the_kernel_of_a_flax_projection_counts_as_attention(path, output_axis):
     params = normal((8, 2, 6))
     for step in reversed(path):
         params = {step: params}
-    with pytest.warns(UserWarning, match="/".join(path)):
+    with pytest.warns(UserWarning, match="/".join(path)) if output_axis is None else contextlib.nullcontext():
         plan = optax_gc.layout_axes(params, output_axis)
-    assert plan["/".join(path)] == {0: WeightAxes((1, 2), 0), -1: WeightAxes((0, 1), 2)}[output_axis]
+    assert plan["/".join(path)] == (WeightAxes((1, 2), 0) if output_axis == 0 else WeightAxes((0, 1), 2))
 
 
 def test_a_rank_2_kernel_named_query_is_a_dense_layer():
@@ -197,14 +212,16 @@ def test_a_rank_2_kernel_named_query_is_a_dense_layer():
 
 def test_conv_only_by_layout_takes_rank_4_and_more_except_stacked_attention():
     gradients = {
-        "dense": normal((4, 3)),
-        "conv": normal((2, 2, 3, 5)),
+        "dense/kernel": normal((4, 3)),
+        "conv/kernel": normal((2, 2, 3, 5)),
         "bias": normal((5,)),
     }
     tx = optax_gc.gc(conv_only=True)
-    assert_update(tx, gradients, {"dense": None, "conv": (0, 1, 2), "bias": None})
+    assert_update(tx, gradients, {"dense/kernel": None, "conv/kernel": (0, 1, 2), "bias": None})
     attention = {"query": {"kernel": normal((3, 8, 2, 6))}}
-    updates, _ = tx.update(attention, tx.init(attention))
+    with pytest.warns(UserWarning, match=r"nothing will be centralized, for none of 'query/kernel' is a convolution"):
+        state = tx.init(attention)
+    updates, _ = tx.update(attention, state)
     np.testing.assert_array_equal(updates["query"]["kernel"], attention["query"]["kernel"])
 
 
@@ -214,6 +231,7 @@ def test_conv_only_follows_output_axis():
 
 
 @pytest.mark.filterwarnings("ignore:optax_gc. shape and name cannot tell:UserWarning")
+@pytest.mark.filterwarnings("ignore:optax_gc. nothing will be centralized:UserWarning")
 @pytest.mark.parametrize(("shape", "in_axes"), [((3, 4, 5), None), ((2, 2, 2, 3, 4), (0, 1, 2, 3))])
 def test_conv_only_by_layout_cannot_know_a_1d_convolution_and_takes_a_3d_one(shape, in_axes):
     assert_update(optax_gc.gc(conv_only=True), {"kernel": normal(shape)}, {"kernel": in_axes})
@@ -248,11 +266,14 @@ INITS = {
 @pytest.mark.parametrize("init", INITS.values(), ids=INITS.keys())
 @pytest.mark.parametrize("shape", [(3, 4, 5), (2, 2, 2, 3, 4)], ids=["rank 3", "rank 5"])
 def test_what_the_layout_cannot_tell_is_named_in_one_warning_with_the_way_out(init, shape):
-    params = {"conv_or_stack": {"kernel": normal(shape)}, "another": {"kernel": normal(shape)}, "sure": normal((3, 4))}
+    params = {"conv_or_stack": {"kernel": normal(shape)}, "another": {"kernel": normal(shape)}}
+    params["sure"] = {"kernel": normal((3, 4))}
     message = one_warning(init, params)
     assert "'another/kernel', 'conv_or_stack/kernel'" in message
     assert "sure" not in message
-    assert "all axes but -1" in message
+    assert "all axes but the last" in message
+    assert "gc(output_axis=-1)" in message
+    assert "gc(output_axis=0)" in message
     assert "gc(optax_gc.infer_axes(fn, params, *args))" in message
 
 
@@ -288,6 +309,7 @@ CLEAR = {
 @pytest.mark.parametrize("shapes", CLEAR.values(), ids=CLEAR.keys())
 def test_what_shape_and_name_tell_does_not_warn(shapes):
     params = jax.tree.map(jnp.ones, shapes, is_leaf=lambda leaf: isinstance(leaf, tuple))
+    params["another"] = {"kernel": jnp.ones((4, 3))}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         optax_gc.gc().init(params)

@@ -398,7 +398,7 @@ def test_negative_axes_count_from_the_end():
 
 
 def test_a_plan_of_layout_axes_does_what_the_layout_rule_does():
-    shapes = {"dense": (4, 3), "conv": (3, 3, 2, 4), "embedding": (5, 2), "bias": (3,)}
+    shapes = {"dense/kernel": (4, 3), "conv/kernel": (3, 3, 2, 4), "embedding": (5, 2), "bias": (3,)}
     tree = {name: jnp.asarray(Weight(s, WeightAxes(0, 1), "float32").gradient()) for name, s in shapes.items()}
     by_rule, _ = gc().update(tree, optax.EmptyState())
     by_plan, _ = gc(layout_axes(tree)).update(tree, optax.EmptyState())

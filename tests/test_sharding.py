@@ -15,6 +15,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 from optax_gc import ParamAxes, WeightAxes, gc, layout_axes
 
+# What is tested here is the mean over shards, by the layout rule as well, whatever the leaves are called.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:optax_gc. shape and name cannot tell:UserWarning"),
+    pytest.mark.filterwarnings("ignore:optax_gc. nothing will be centralized:UserWarning"),
+]
+
 MESH_AXES = ("data", "fsdp", "tensor")
 KERNELS = {
     "dense": ((16, 8), WeightAxes(0, 1)),

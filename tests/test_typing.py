@@ -26,6 +26,7 @@ def axes_of(params: dict[str, jax.Array]) -> dict[str, WeightAxes | None]:
     return {name: WeightAxes((0,), (1,)) if leaf.ndim == 2 else None for name, leaf in params.items()}
 
 
+@pytest.mark.filterwarnings("ignore:optax_gc. nothing will be centralized:UserWarning")
 def test_gc_is_a_transformation_whatever_the_axes_are_given_as():
     plan = optax_gc.layout_axes(PARAMS)
     assert_type(optax_gc.gc(), optax.GradientTransformation)

@@ -33,7 +33,7 @@ def train(transform: optax.GradientTransformation, data) -> tuple[np.ndarray, np
 
 
 def draw(data, theme: Theme) -> Figure:
-    (plain, gradient, _), (centred, _, kept) = train(optax.identity(), data), train(gc(), data)
+    (plain, gradient, _), (centred, _, kept) = train(optax.identity(), data), train(gc(output_axis=-1), data)
     figure = Figure(figsize=(6, 5.2))
     low, high = np.array([-1.05, -0.75]), np.array([1.95, 1.85])
     axes = figure.add_axes((0, 0, 1, 1), xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
