@@ -90,7 +90,8 @@ def mul(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     if level < Level.SCALED:
         return elementwise(walk, eqn, [_turned(eqn, a, b), _turned(eqn, b, a)])
     if eqn.name == "div" and b.views:
-        walk.refuse(b.views, eqn, "divides the data")
+        walk.refuse([view for view in b.views if not view.product], eqn, "divides the data")
+        walk.close([view for view in b.views if view.product], eqn)
         b = Value(b.level)
     views: list[View] = []
     for value, other, shape, other_shape in ((a, b, *eqn.shapes), (b, a, *reversed(eqn.shapes))):
