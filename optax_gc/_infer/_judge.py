@@ -110,7 +110,7 @@ class _Judge:
                 alike = {view.use for view in a} == {view.use for view in b} and _batches(a) == _batches(b)
                 if not alike and not _apart(a[0], b[0]):
                     return Verdict(None, OVERLAP)
-            return self._agreed(({view.use: view for view in group}.values() for group in classes), DIFFERENT)
+            return self._agreed([list({view.use: view for view in group}.values()) for group in classes], DIFFERENT)
         return self._beside(views)
 
     def _beside(self, views: Sequence[View]) -> Verdict | None:
@@ -247,7 +247,7 @@ def _union(boxes: list[tuple[_Set | _Kept, ...]], shape: tuple[int, ...]) -> tup
                 alike[box[:a], box[a + 1 :]].append(box)
             left = []
             for group in alike.values():
-                sets = [box[a].positions for box in group if isinstance(box[a], _Set)]
+                sets = [role.positions for box in group if isinstance(role := box[a], _Set)]
                 if len(sets) < len(group) and len(group) > 1:
                     return None
                 united = _Set(tuple(sorted({i for positions in sets for i in positions}))) if sets else group[0][a]

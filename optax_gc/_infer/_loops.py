@@ -216,11 +216,11 @@ def _loop(
 
 def _without(walk: Walk, eqn: Equation, views: Sequence[View], sums: Set[Mark]) -> tuple[View, ...]:
     """What a loop gives of a sum before it is complete stands for itself; what else is in it is left alone."""
-    partial = {view.of for view in views if view.of in sums}
+    partial = {view.of for view in views if isinstance(view.of, Mark) and view.of in sums}
     if not partial:
         return tuple(views)
     own = [view for view in views if not isinstance(view.of, Mark)]
-    if all(isinstance(mark, Mark) and walk.was_read(mark) for mark in partial):
+    if all(map(walk.was_read, partial)):
         walk.close(own, eqn)
     else:
         walk.refuse(own, eqn, MOVES)

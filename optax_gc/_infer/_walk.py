@@ -59,9 +59,9 @@ class Walk:
         self._settled: dict[Use | None, None] = {}
         self._read: dict[Mark, None] = {}
 
-    def jaxpr(self, jaxpr: Any, ins: Sequence[Value], consts: Sequence[Any] | None = None) -> list[Value]:
+    def jaxpr(self, jaxpr: Any, ins: Sequence[Value]) -> list[Value]:
         """Walks a jaxpr and returns what is known of its results."""
-        consts = getattr(jaxpr, "consts", ()) if consts is None else consts
+        consts: Sequence[Any] = getattr(jaxpr, "consts", ())
         jaxpr = open_jaxpr(jaxpr)
         env: dict[Any, Value] = {}
         for var, const in zip(jaxpr.constvars, consts, strict=True):
