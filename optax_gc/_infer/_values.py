@@ -69,7 +69,7 @@ def facts_of(array: Any) -> Facts:
     return Facts(hot=frozenset(hot), distinct=frozenset([0] if line else []), zero=not numbers.any())
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(eq=False)
 class Value:
     level: Level
     views: tuple[View, ...] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, Literal
 
@@ -71,14 +72,24 @@ class View:
     imaginary: bool = False
 
     def replace(self, **changes: Any) -> View:
-        return dataclasses.replace(self, **changes)
+        # What `dataclasses.replace` does, in a tenth of its time.
+        view = object.__new__(View)
+        view.__dict__.update(self.__dict__)
+        view.__dict__.pop("_varying", None)
+        view.__dict__.update(changes)
+        return view
 
     def with_axis(self, t: int, *axes: Axis) -> View:
         return self.replace(axes=(*self.axes[:t], *axes, *self.axes[t + 1 :]))
 
-    def varying(self) -> set[Dim]:
-        dims = {dim for array in (*self.coords, *self.masks) for dim in array.dims}
-        return dims.union(*(chosen for _, chosen in self.picks))
+    @functools.cached_property
+    def _varying(self) -> frozenset[Dim]:
+        dims = [array.dims for array in (*self.coords, *self.masks)]
+        return frozenset[Dim]().union(*dims, *(chosen for _, chosen in self.picks))
+
+    def varying(self) -> frozenset[Dim]:
+        """The dims that the stored entries vary along."""
+        return self._varying
 
     def spans(self) -> frozenset[int]:
         """The axes of the value that it varies along."""
@@ -94,7 +105,10 @@ class View:
 
     def map(self, function: Callable[[Named], Named], names: Mapping[Dim, Dims]) -> View:
         """Applies a function to all arrays, and renames dims in the sets."""
-        sets = {name: frozenset(renamed(getattr(self, name), names)) for name in ("summed", "shared", "scaled")}
+        sets = {
+            name: frozenset(renamed(dims, names)) if (dims := getattr(self, name)) else dims
+            for name in ("summed", "shared", "scaled")
+        }
         picks = tuple((axis, tuple(renamed(dims, names))) for axis, dims in self.picks)
         coords, masks = tuple(map(function, self.coords)), tuple(map(function, self.masks))
         return self.replace(coords=coords, masks=masks, picks=picks, **sets)

@@ -94,8 +94,7 @@ class Walk:
         if name in ALWAYS:
             return outs
         return [
-            dataclasses.replace(out, facts=facts) if (facts := facts_after(eqn, ins, i)) is not out.facts else out
-            for i, out in enumerate(outs)
+            out if out.views else dataclasses.replace(out, facts=facts_after(eqn, ins, i)) for i, out in enumerate(outs)
         ]
 
     def said(self) -> tuple[int, ...]:
