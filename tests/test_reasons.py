@@ -44,9 +44,7 @@ def documented() -> list[str]:
 
 def fits(reason: str, cell: str) -> bool:
     # What goes on after a constant of the module, or before the name of an operation.
-    return (
-        cell == reason or cell.startswith(f"{reason} ") or cell.startswith(f"{reason}:") or cell.endswith(f" {reason}")
-    )
+    return cell == reason or cell.startswith((f"{reason} ", f"{reason}:")) or cell.endswith(f" {reason}")
 
 
 def test_every_reason_is_documented_and_no_other():

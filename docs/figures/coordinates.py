@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from themes import Theme, save
@@ -155,9 +154,7 @@ def main(folder: Path = Path(__file__).parent) -> None:
     found, verdict = steps(), roles()
     # Whatever is drawn as summed is what `infer_axes` calls an input.
     last = dict(zip(COLUMNS, found[-1].rows[0], strict=True))
-    assert [name for name, cells in last.items() if cells.place == "summed"] == [
-        n for n in verdict if verdict[n] == "in"
-    ]
+    assert {name: cells.place == "summed" for name, cells in last.items()} == {n: verdict[n] == "in" for n in COLUMNS}
     save(functools.partial(draw, found, verdict), "coordinates", folder)
 
 
