@@ -118,9 +118,9 @@ def draw(found: Sequence[Step], verdict: dict[str, str], theme: Theme) -> Figure
 
     fills = {"axis": theme.right, "off": theme.faint, "summed": theme.wrong}
 
-    def box(x, y, place):
-        style = {"facecolor": fills[place], "alpha": 0.3} if place != "off" else {"fill": False}
-        axes.add_patch(Rectangle((x, y - 0.33), 0.64, 0.66, edgecolor=fills[place], linewidth=1, **style))
+    def box(x: float, y: float, place: str) -> None:
+        face = "none" if place == "off" else (fills[place], 0.3)
+        axes.add_patch(Rectangle((x, y - 0.33), 0.64, 0.66, edgecolor=fills[place], facecolor=face, linewidth=1))
 
     x = 0.3
     for place, words, room in (("axis", "on an axis of the value", 8.2), ("off", "off the axes", 4.9),
