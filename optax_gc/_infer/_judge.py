@@ -13,8 +13,9 @@ import numpy as np
 
 from optax_gc._axes import WeightAxes
 from optax_gc._infer._arrays import Axis, Dim, Dims, Named, UnfollowedError, in_order, size_of
-from optax_gc._infer._maths import CHOSEN, ELEMENT
+from optax_gc._infer._maths import CHOSEN
 from optax_gc._infer._views import Param, View, by_place
+from optax_gc._infer._walk import ELEMENT
 
 # Stored entries of all units, where they have to be listed one by one.
 _BUDGET = 1 << 20
@@ -148,7 +149,7 @@ class _Judge:
         return tuple(a for a in inputs if self._shape[a] > 1)
 
     def _roles(self, views: Sequence[View], inputs: tuple[int, ...]) -> Verdict:
-        if not inputs:
+        if not inputs and not any(view.product for view in views):
             return Verdict(None, ELEMENT)
         shape, out, batch, ones = self._shape, [], [], []
         shared = frozenset[Dim]().union(*(view.shared for view in views))

@@ -243,10 +243,11 @@ def _carried(
     outer = [view for view in results if isinstance(view.of, Mark) and view.of is not mark.of]
     own = [view for view in results if not isinstance(view.of, Mark)]
     assert isinstance(mark.of, Mark)
+    read = walk.was_read(mark.of)
     adds_up = len(mine) == 1 and same(mine[0], mark)
-    if mine and not adds_up:
+    if mine and not adds_up and not (read and all(view.lost or same(view, mark) for view in mine)):
         walk.refuse([*start, *own], eqn, MOVES)
-    elif not mine or walk.was_read(mark.of):
+    elif not mine or read:
         walk.close(start, eqn)
         walk.close(own, eqn)
     elif any(view.picks for view in own):

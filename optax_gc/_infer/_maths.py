@@ -17,9 +17,8 @@ from optax_gc._infer._layout import aligned
 from optax_gc._infer._names import ELEMENTWISE, NONLINEAR, REDUCTIONS, SAME
 from optax_gc._infer._values import GONE, Level, Value, joined, level_of
 from optax_gc._infer._views import Mark, Param, Use, View, same
-from optax_gc._infer._walk import Rule, Walk
+from optax_gc._infer._walk import ELEMENT, Rule, Walk
 
-ELEMENT = "meets the data elementwise"
 FORMS = "one of several forms of it is chosen"
 CHOSEN = "parts that the data choose are added up"
 

@@ -69,6 +69,7 @@ class View:
     bent: bool = False  # something nonlinear happened between the two
     bad: str = ""  # why no axes can be read off, whatever follows
     stopped: bool = False  # no gradient passes
+    lost: bool = False  # went on through an operation that is not followed, and has no coordinates any more
     imaginary: bool = False
 
     def replace(self, **changes: Any) -> View:
@@ -155,7 +156,7 @@ def same(a: View, b: View) -> bool:
         return True
     if a.of is not b.of or a.use is not b.use or len(a.axes) != len(b.axes):
         return False
-    flags = ("product", "bad", "imaginary", "picks", "summed", "shared", "scaled")
+    flags = ("product", "bad", "lost", "imaginary", "picks", "summed", "shared", "scaled")
     if any(getattr(a, name) != getattr(b, name) for name in flags):
         return False
     places: dict[tuple[int, int], Dim] = {}
