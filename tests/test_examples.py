@@ -178,3 +178,13 @@ def test_the_code_of_a_page_runs(page, monkeypatch, capsys):
         exec(compile(code, "model.py", "exec", dont_inherit=True), namespace)
         shown = capsys.readouterr().out
         assert not printed or shown == printed
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert len(text.split()) <= 650
+    links = re.findall(r"\]\((?!https:)([^)#]+)", text)
+    pictures = re.findall(r'(?:src|srcset)="([^"]+)"', text)
+    assert len(links) > 10
+    assert [Path(path).name for path in pictures] == ["which_axis_dark.svg", "which_axis.svg"]
+    assert [path for path in [*links, *pictures] if not (ROOT / path).exists()] == []
