@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from optax_gc._axes import WeightAxes
 from optax_gc._infer._judge import judge
+from optax_gc._infer._names import short
 from optax_gc._infer._views import Param, Tier
 from optax_gc._infer._walk import Walk
 
@@ -42,7 +43,8 @@ def votes_of(walk: Walk) -> dict[Param, list[Vote]]:
             continue
         tiers = [max(view.use.tier, Tier.NO_GRADIENT if view.stopped else least) for view in views if view.use]
         eqn = views[0].use.eqn
-        votes.setdefault(param, []).append(Vote(min(tiers), verdict.axes, verdict.reason or eqn.primitive.name, eqn))
+        reason = verdict.reason or short(eqn.primitive.name)
+        votes.setdefault(param, []).append(Vote(min(tiers), verdict.axes, reason, eqn))
     return votes
 
 

@@ -190,7 +190,7 @@ def conv_general_dilated(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Seq
     out, *inputs = numbers.rhs_spec
     products = [view for view in data.views if view.product]
     (walk.end if kernel.level == Level.CONST else walk.close)(products, eqn)
-    walk.refuse([view for view in data.views if not view.product], eqn, "the input of a convolution")
+    walk.refuse([view for view in data.views if not view.product], eqn, "input of conv")
     views = []
     for view in kernel.views:
         if view.product or data.level == Level.WEIGHT:
