@@ -19,6 +19,11 @@ PyTree = Any
 PyTreeDef = Any
 
 
+def counted(number: int, what: str, plural: str = "") -> str:
+    """Returns `1 leaf`, `2 leaves`."""
+    return f"{number:,} {what if number == 1 else plural or what + 's'}"
+
+
 def _as_axes(value: Any, role: str) -> tuple[int, ...]:
     try:
         axes = tuple(value) if isinstance(value, (tuple, list)) else (value,)
@@ -381,7 +386,8 @@ class ParamAxes(Mapping[str, WeightAxes | None]):
 
     def __repr__(self) -> str:
         weights = sum(axes is not None for axes in self.values())
-        return f"<ParamAxes: {weights} weights, {len(self) - weights} leaves left alone; print() shows the table>"
+        alone = counted(len(self) - weights, "leaf", "leaves")
+        return f"<ParamAxes: {counted(weights, 'weight')}, {alone} left alone; print() shows the table>"
 
     def __str__(self) -> str:
         from optax_gc import _table

@@ -15,11 +15,13 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from optax_gc._axes import counted
+
 if TYPE_CHECKING:
     from optax_gc._axes import ParamAxes
 
 _HTML = '<pre style="white-space:pre;overflow-x:auto;line-height:1.3;font-family:monospace">{code}</pre>'
-_HEADINGS = ("leaf", "shape", "mean over", "kept", "batch", "why")
+_HEADINGS = ("leaf", "shape", "in", "out", "batch", "why")
 _INDENT = 2
 _GAP = 2
 # What may be folded, the leaf and the sentence, is folded to no less than this.
@@ -43,11 +45,15 @@ def as_html(plan: ParamAxes) -> str:
 def write(plan: ParamAxes, console: Console) -> None:
     """Prints the table, wider than the console where a number or a path would be cut otherwise."""
     modules = _modules(plan)
-    rows = [row for of_module in modules.values() for row in of_module]
-    widest = [max(len(cell) for cell in column) for column in zip(_HEADINGS, *(row.cells for row in rows), strict=True)]
-    widths = _fit(widest, console.width)
-    console.width = max(console.width, _total(widths))
-    console.print(_render(plan, modules, widths), crop=False)
+    columns = list(zip(*(row.cells for rows in modules.values() for row in rows), strict=True))
+    # Most models have no batch axes, and the sentence needs the room.
+    shown = [i for i, heading in enumerate(_HEADINGS) if heading != "batch" or (columns and any(columns[i]))]
+    headings = [_HEADINGS[i] for i in shown]
+    widest = [max(map(len, (_HEADINGS[i], *(columns[i] if columns else ())))) for i in shown]
+    widths = dict(zip(headings, _fit(widest, console.width), strict=True))
+    console.width = max(console.width, _total(list(widths.values())))
+    cells = {module: [([row.cells[i] for i in shown], row.alone) for row in rows] for module, rows in modules.items()}
+    console.print(_render(plan, cells, widths), crop=False)
 
 
 class _Row(NamedTuple):
@@ -66,12 +72,12 @@ def _fit(widest: list[int], width: int) -> list[int]:
     return [leaf, *numbers, min(why, max(width - rest - leaf, _FOLDED))]
 
 
-def _render(plan: ParamAxes, modules: dict[str, list[_Row]], widths: list[int]) -> Group:
+def _render(plan: ParamAxes, modules: dict[str, list[tuple[list[str], bool]]], widths: dict[str, int]) -> Group:
     parts: list = [Padding(_columns(widths, header=True), (0, 0, 0, _INDENT)), Rule(style="dim")]
     for module, of_module in sorted(modules.items(), key=lambda item: item[0] != ""):
         table = _columns(widths, header=False)
-        for row in of_module:
-            table.add_row(*row.cells, style="dim" if row.alone else "")
+        for cells, alone in of_module:
+            table.add_row(*cells, style="dim" if alone else "")
         if module:
             # Whole, so that it can be searched for and copied.
             parts.append(Text(module, style="bold", no_wrap=True, overflow="ignore"))
@@ -79,20 +85,21 @@ def _render(plan: ParamAxes, modules: dict[str, list[_Row]], widths: list[int]) 
     return Group(*parts, Rule(style="dim"), Text(_summary(plan), no_wrap=True, overflow="ignore"))
 
 
-def _columns(widths: list[int], header: bool) -> Table:
+def _columns(widths: dict[str, int], header: bool) -> Table:
     table = Table(box=None, show_header=header, pad_edge=False, padding=(0, _GAP, 0, 0))
-    for heading, width in zip(_HEADINGS[:-1], widths, strict=False):
-        numbers = heading in ("mean over", "kept", "batch")
+    *columns, (last, widest) = widths.items()
+    for heading, width in columns:
+        numbers = heading in ("in", "out", "batch")
         table.add_column(heading, justify="right" if numbers else "left", width=width, overflow="fold")
-    table.add_column(_HEADINGS[-1], max_width=widths[-1], overflow="fold")
+    table.add_column(last, max_width=widest, overflow="fold")
     return table
 
 
 def _modules(plan: ParamAxes) -> dict[str, list[_Row]]:
-    """Returns the rows by module. Layers that differ in their number alone share one."""
+    """Returns the rows by module, in natural order. Layers that differ in their number alone share one."""
     alike: dict[tuple, list[str]] = collections.defaultdict(list)
-    for name, axes in plan.items():
-        pattern = re.sub(r"\d+", "*", name)
+    for name in sorted(plan, key=_natural_key()):
+        axes, pattern = plan[name], _pattern(name)
         alike[pattern, plan.shapes.get(name), axes, plan.why.get(name, "")].append(name)
     modules: dict[str, list[_Row]] = collections.defaultdict(list)
     for (_, shape, axes, why), names in alike.items():
@@ -104,6 +111,23 @@ def _modules(plan: ParamAxes) -> dict[str, list[_Row]]:
         leaf = leaf if len(names) == 1 else f"{leaf} ({len(names)}x)"
         modules[module].append(_Row((leaf, size, *roles, why), axes is None))
     return modules
+
+
+def _natural_key() -> collections.abc.Callable[[str], list]:
+    """Sorts by number what differs in its number, and leaves the rest in the order in which it comes."""
+    ranks: dict[tuple[str, ...], int] = {}
+
+    def key(name: str) -> list:
+        steps = name.split("/")
+        patterns = list(map(_pattern, steps))
+        ranked = [ranks.setdefault(tuple(patterns[: i + 1]), len(ranks)) for i in range(len(steps))]
+        return [(rank, [int(n) for n in re.findall(r"\d+", step)]) for rank, step in zip(ranked, steps, strict=True)]
+
+    return key
+
+
+def _pattern(name: str) -> str:
+    return re.sub(r"\d+", "*", name)
 
 
 def _merged(names: list[str]) -> str:
@@ -122,7 +146,7 @@ def _numbers(numbers: collections.abc.Iterable[int]) -> str:
 def _summary(plan: ParamAxes) -> str:
     def count(names: list[str]) -> str:
         elements = sum(math.prod(plan.shapes[name]) for name in names if name in plan.shapes)
-        return f"{len(names):,} ({elements:,} elements)"
+        return f"{len(names):,} ({counted(elements, 'element')})"
 
     alone: dict[str, list[str]] = collections.defaultdict(list)
     for name, axes in plan.items():

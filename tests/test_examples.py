@@ -150,11 +150,17 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path):
     assert process.returncode == 130
 
 
-def test_the_linen_loop_learns(tmp_path):
-    script = str(ROOT / "examples" / "flax_linen.py")
-    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+@pytest.mark.parametrize("name", ["flax_linen", "flax_nnx", "equinox_loop"])
+def test_a_loop_to_copy_learns(name, tmp_path):
+    script = ROOT / "examples" / f"{name}.py"
+    assert 40 <= len(script.read_text("utf-8").splitlines()) <= 60
+    command = [sys.executable, "-W", "error", str(script)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert float(re.fullmatch(r"test accuracy (\d\.\d+)\n", done.stdout)[1]) > 0.9
+    *epochs, last = done.stdout.splitlines()
+    losses = [float(re.fullmatch(r"epoch \d+, loss (\d+\.\d+)", line)[1]) for line in epochs]
+    assert losses[-1] < losses[0] / 4
+    assert float(re.fullmatch(r"test accuracy (\d\.\d+)", last)[1]) > 0.9
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -172,3 +178,13 @@ def test_the_code_of_a_page_runs(page, monkeypatch, capsys):
         exec(compile(code, "model.py", "exec", dont_inherit=True), namespace)
         shown = capsys.readouterr().out
         assert not printed or shown == printed
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert len(text.split()) <= 650
+    links = re.findall(r"\]\((?!https:)([^)#]+)", text)
+    pictures = re.findall(r'(?:src|srcset)="([^"]+)"', text)
+    assert len(links) > 10
+    assert [Path(path).name for path in pictures] == ["which_axis_dark.svg", "which_axis.svg"]
+    assert [path for path in [*links, *pictures] if not (ROOT / path).exists()] == []

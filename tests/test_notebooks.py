@@ -5,8 +5,10 @@ To run them, or some of them, and save what they show: python tests/test_noteboo
 
 import ast
 import importlib.metadata
+import json
 import os
 import re
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -98,12 +100,78 @@ def test_the_first_cell_installs_what_is_imported(path):
     needed = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - PRESENT
 
     first = cells[0]
-    assert set(ast.literal_eval(re.search(r"find_spec, (\(.*?\))", first.source)[1])) == needed
-    # An editable install does not say which packages it holds.
-    owners = importlib.metadata.packages_distributions() | {"optax_gc": ["optax_gc"]}
+    frameworks = needed - {"optax_gc"}
+    assert set(ast.literal_eval(re.search(r"find_spec, (\(.*?\))", first.source)[1])) == frameworks
+    owners = importlib.metadata.packages_distributions()
     wanted = set(re.search(r"%pip install -q (.*)", first.source)[1].split())
-    assert wanted == {owners[name][0] for name in needed}
+    assert wanted == {owners[name][0] for name in frameworks}
     assert not first.outputs, "pip ran, though everything was there"
+
+
+# Runs a first cell where nothing but what lies in the working directory can be found, and writes down what pip is told.
+WITHOUT = """
+import json, os, sys
+from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
+from IPython.core.interactiveshell import InteractiveShell
+
+cell, hidden = json.load(sys.stdin)
+
+
+class Hidden:
+    def find_spec(name, path=None, target=None):
+        return PathFinder.find_spec(name, [os.getcwd()] if name in hidden else path, target)
+
+
+told = []
+shell = InteractiveShell()
+shell.register_magic_function(told.append, magic_name="pip")
+sys.meta_path[:] = [BuiltinImporter, FrozenImporter, Hidden]
+result = shell.run_cell(cell)
+print(json.dumps([told, result.error_in_exec and f"{type(result.error_in_exec).__name__}: {result.error_in_exec}"]))
+"""
+
+
+@pytest.fixture(params=["in a clone", "beside a clone", "beside a wheel", "alone"])
+def place(request, tmp_path) -> tuple[Path, str | None]:
+    """A folder for a notebook, and what is to be installed there."""
+    folder = tmp_path / "examples"
+    folder.mkdir()
+    # Without a dot or a slash, pip takes a folder for the name of a package.
+    clone = {"in a clone": "..", "beside a clone": "./optax_gc"}.get(request.param)
+    if clone is not None:
+        package = folder / clone / "optax_gc"
+        package.mkdir(parents=True)
+        (package / "__init__.py").touch()
+        return folder, clone
+    if request.param == "beside a wheel":
+        (folder / "optax_gc-0.1.0-py3-none-any.whl").touch()
+        return folder, "optax_gc-0.1.0-py3-none-any.whl"
+    return folder, None
+
+
+def test_the_first_cell_brings_optax_gc_or_says_how_to(place):
+    """A package that is nowhere to be had keeps nothing else from being installed."""
+    folder, found = place
+    for path in NOTEBOOKS:
+        cell = code_cells(read(path))[0].source
+        frameworks = ast.literal_eval(re.search(r"find_spec, (\(.*?\))", cell)[1])
+        done = subprocess.run(
+            [sys.executable, "-c", WITHOUT],
+            input=json.dumps([cell, ["optax_gc", *frameworks]]),
+            cwd=folder,
+            env=os.environ | {"IPYTHONDIR": str(folder)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        told, error = json.loads(done.stdout.splitlines()[-1])
+        assert told[0] == re.search(r"%pip (.*)", cell)[1]
+        if found:
+            assert (told[1:], error) == ([f"install -q {found}"], None)
+        else:
+            assert told[1:] == []
+            assert re.fullmatch(r"ModuleNotFoundError: optax_gc is on no package index yet: put its wheel .+\.", error)
 
 
 def save(paths: list[Path]) -> None:

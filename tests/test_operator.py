@@ -415,7 +415,11 @@ def test_numpy_integers_are_handed_through(leaf, axes):
 
 @pytest.mark.parametrize("fan_in", [3, 7, 37, 100])
 def test_removed_fraction_never_exceeds_1(fan_in):
-    assert 0 <= float(removed_fraction(jnp.full((fan_in, 1), 0.1))) <= 1
+    # All of it is removed from units whose gradient is the same for each input, and rounding could say more than all.
+    units = np.random.default_rng(0).normal(size=(50, 1, 8)).astype(np.float32)
+    shares = [float(removed_fraction(jnp.asarray(np.repeat(unit, fan_in, axis=0)))) for unit in units]
+    assert max(shares) <= 1
+    assert min(shares) > 1 - 1e-5
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1e25])

@@ -2,6 +2,7 @@
 
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
@@ -88,6 +89,75 @@ def test_layers_of_another_shape_or_another_use_keep_a_row_of_their_own():
         assert re.search(rf"^{name}$", text, re.MULTILINE)
 
 
+def layers(*shapes):
+    return {f"layer_{i}": {"w": spec(*shape)} for i, shape in enumerate(shapes)}
+
+
+def test_groups_of_layers_stand_in_natural_order():
+    # A dict of JAX is sorted by letters: layer_1, layer_10, layer_11, layer_2.
+    plan = layout_axes(layers(*[(2, 3)] * 3, *[(3, 4)] * 7, (4, 5), (5, 6), (6, 7)), -1)
+    headings = [line.strip() for line in str(plan).splitlines() if line.startswith("layer_")]
+    assert headings == ["layer_{0..2}", "layer_{3..9}", "layer_10", "layer_11", "layer_12"]
+
+
+def test_what_has_no_number_stays_in_the_order_of_the_tree():
+    names = ["stem/w", "blocks/1/w", "blocks/1/bias", "blocks/0/w", "head/w"]
+    plan = ParamAxes(dict.fromkeys(names, WeightAxes(0, 1)), shapes={name: (i + 2, 5) for i, name in enumerate(names)})
+    words = [line.split()[0] for line in str(plan).splitlines()[2:-2]]
+    assert words == ["stem", "w", "blocks/0", "w", "blocks/1", "w", "bias", "head", "w"]
+
+
+def test_batch_has_a_column_where_a_leaf_has_batch_axes():
+    stacked = ParamAxes({"w": WeightAxes(1, 2, 0), "v": WeightAxes(0, 1)})
+    assert str(stacked).splitlines()[0].split() == ["leaf", "shape", "in", "out", "batch", "why"]
+    plain = ParamAxes({"v": WeightAxes(0, 1)})
+    assert str(plain).splitlines()[0].split() == ["leaf", "shape", "in", "out", "why"]
+    assert str(ParamAxes({})).splitlines()[0].split() == ["leaf", "shape", "in", "out", "why"]
+
+
+class Bottleneck(nn.Module):
+    width: int
+    strides: int
+
+    @nn.compact
+    def __call__(self, x):
+        y = nn.relu(nn.BatchNorm(False)(nn.Conv(self.width, (1, 1), use_bias=False)(x)))
+        y = nn.relu(nn.BatchNorm(False)(nn.Conv(self.width, (3, 3), self.strides, use_bias=False)(y)))
+        y = nn.BatchNorm(False)(nn.Conv(4 * self.width, (1, 1), use_bias=False)(y))
+        if x.shape != y.shape:
+            x = nn.BatchNorm(False)(nn.Conv(4 * self.width, (1, 1), self.strides, use_bias=False)(x))
+        return nn.relu(x + y)
+
+
+class ResNet50(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.BatchNorm(False)(nn.Conv(64, (7, 7), 2, use_bias=False)(x)))
+        x = nn.max_pool(x, (3, 3), (2, 2), "SAME")
+        for stage, blocks in enumerate((3, 4, 6, 3)):
+            for block in range(blocks):
+                x = Bottleneck(64 * 2**stage, 2 if stage and not block else 1)(x)
+        return nn.Dense(1000)(x.mean((1, 2)))
+
+
+def test_a_resnet_50_does_not_wrap_at_80_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    model, images = ResNet50(), spec(2, 64, 64, 3)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+
+    def fn(params, stats, images):
+        return model.apply({"params": params, "batch_stats": stats}, images, mutable=["batch_stats"])[0]
+
+    text = str(infer_axes(fn, variables["params"], variables["batch_stats"], images))
+    table = text.split("─\n")[1].splitlines()
+    rows = [line for line in table if line.startswith("  ")]
+    assert len(rows) > 50
+    assert all(re.search(r" at test_table.py:\d+$", row) for row in rows), text
+    assert max(map(len, rows)) <= 80
+    stages = re.findall(r"^Bottleneck_(\S+)/BatchNorm_0$", text, re.MULTILINE)
+    assert stages == ["{0..2}", "{3..6}", "{7..12}", "{13..15}"]
+
+
 def test_the_summary_counts_weights_and_what_is_left_alone_by_reason(plan):
     lines = [line.strip() for line in str(plan).splitlines()]
     assert "weights: 13 (395 elements)" in lines
@@ -115,3 +185,6 @@ def test_brackets_in_names_are_shown_as_they_are():
 
 def test_repr_is_one_line(plan):
     assert repr(plan) == "<ParamAxes: 13 weights, 12 leaves left alone; print() shows the table>"
+    one = layout_axes({"w": spec(2, 3), "bias": spec(1)}, -1)
+    assert repr(one) == "<ParamAxes: 1 weight, 1 leaf left alone; print() shows the table>"
+    assert "left alone: 1 (1 element)" in str(one)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from optax_gc._axes import WeightAxes
 from optax_gc._infer._judge import judge
+from optax_gc._infer._names import short
 from optax_gc._infer._views import Param, Tier
 from optax_gc._infer._walk import Group, Walk
 
@@ -43,7 +44,7 @@ def votes_of(walk: Walk) -> dict[Param, list[Vote]]:
         if verdict is not None and uses:
             tier = min(max(use.tier, Tier.NO_GRADIENT if view.stopped else least) for view, use in uses)
             eqn = uses[0][1].eqn
-            vote = Vote(tier, verdict.axes, verdict.reason or eqn.primitive.name, eqn)
+            vote = Vote(tier, verdict.axes, verdict.reason or short(eqn.primitive.name), eqn)
             votes.setdefault(group.of, []).append(vote)
     return votes
 

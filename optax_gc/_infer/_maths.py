@@ -14,7 +14,7 @@ import numpy as np
 from optax_gc._infer._arrays import Dim
 from optax_gc._infer._equation import Equation
 from optax_gc._infer._layout import aligned
-from optax_gc._infer._names import ELEMENTWISE, NONLINEAR, REDUCTIONS, SAME
+from optax_gc._infer._names import ELEMENTWISE, NONLINEAR, REDUCTIONS, SAME, short
 from optax_gc._infer._values import GONE, Level, Value, joined, level_of
 from optax_gc._infer._views import Mark, Param, Use, View, same
 from optax_gc._infer._walk import ELEMENT, Rule, Walk
@@ -44,7 +44,7 @@ def elementwise(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Val
 def nonlinear(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """A function of whole axes, known to be no sum: views are read."""
     for value in ins:
-        walk.refuse([view for view in value.views if not view.product], eqn, f"enters {eqn.name}")
+        walk.refuse([view for view in value.views if not view.product], eqn, f"enters {short(eqn.name)}")
         walk.close([view for view in value.views if view.product], eqn)
     return [Value(level_of(ins))] * len(eqn.outs)
 

@@ -34,3 +34,11 @@ CALLS = _names(
 )
 # What a rule must see though no operand holds anything of the params.
 ALWAYS = CALLS | _names("cond scan while shard_map axis_index")
+
+# Where a whole sentence must fit into a column.
+_SHORT = {"conv_general_dilated": "conv", "reduce_window_max": "max_pool"}
+
+
+def short(name: str) -> str:
+    """What a reason calls an operation."""
+    return _SHORT.get(name, name)

@@ -197,7 +197,7 @@ def conv_general_dilated(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Seq
         views += walk.end(products, eqn, eqn.out)
     else:
         walk.close(products, eqn)
-    walk.refuse([view for view in data.views if not view.product], eqn, "the input of a convolution")
+    walk.refuse([view for view in data.views if not view.product], eqn, "input of conv")
     for view in kernel.views:
         if view.product or data.level == Level.WEIGHT:
             walk.close([view], eqn, "convolved with another parameter")
