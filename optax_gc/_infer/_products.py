@@ -181,7 +181,7 @@ def _selection(eqn: Equation, view: View, sides: Sequence[_Side], k: int, other:
         return None
     t = mine.contracted[0]
     view, new = flatten(view, t), Dim(len(matrix))
-    found = view.take(view.axes[t].dims[0], matrix.argmax(1), (new,), matrix.any(1)).with_axis(t)
+    found = view.take(view.axes[t].dims[0], matrix.argmax(1), (new,), np.asarray(matrix.any(1))).with_axis(t)
     return found.replace(axes=(*found.axes, Axis((new,))) if k == 0 else (Axis((new,)), *found.axes))
 
 
