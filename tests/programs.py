@@ -306,7 +306,8 @@ def _padded(make, spec, depth, taint):
 def _sliced(make, spec, depth, taint):
     """Part of what a parameter has along an axis; along its inputs that is a fan-in in part."""
     k = make.pick(spec, "batch", "out", *(["in"] if make.chance(0.2) else []), least=1)
-    if k is None:
+    # One position of an axis is a weight of its own.
+    if k is None or spec[k] == Axis("in", 1):
         return None
     size, step = spec[k].size, make.random.choice([1, 1, 2])
     larger = _resized(spec, k, step * size + 1)

@@ -18,7 +18,7 @@ def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("figures")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(FIGURES)
-        for script in ("plan", "projection", "which_axis"):
+        for script in ("coordinates", "plan", "projection", "which_axis"):
             importlib.import_module(script).main(folder)
     return folder
 

@@ -2,6 +2,7 @@
 
 import functools
 import re
+import tracemalloc
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,7 @@ from jax.extend.core import Primitive
 
 import optax_gc
 from optax_gc import WeightAxes, gc, infer_axes
+from optax_gc._infer import _api
 
 
 def spec(*shape, dtype=jnp.float32):
@@ -368,3 +370,56 @@ def test_infer_axes_changes_no_global_state(transformer):
     before = dict(jax.config.values)
     optax_gc.infer_axes(loss, params, tokens)
     assert dict(jax.config.values) == before
+
+
+def test_results_that_are_no_arrays_are_dropped():
+    plan = infer_axes(lambda w, x: {"y": x @ w, "name": "mlp", "model": object()}, spec(4, 3), spec(2, 4))
+    assert plan[""] == WeightAxes((0,), (1,))
+
+
+def test_an_operation_in_another_form_is_unknown_and_nothing_that_its_rule_said_counts():
+    strange = Primitive("transpose")  # without the permutation
+    strange.def_abstract_eval(lambda x: x)
+    plan = infer_axes(lambda w, x: (x @ strange.bind(w), x @ w), spec(4, 4), spec(2, 4))
+    assert plan[""] is None
+    assert "unknown operation transpose" in plan.why[""]
+
+
+def test_a_rule_that_gives_up_late_takes_back_what_it_said(monkeypatch):
+    def late(walk, eqn, ins):
+        walk.refuse([view for value in ins for view in value.views], eqn, "said too early")
+        return eqn["a parameter that no version has"]
+
+    monkeypatch.setitem(_api.RULES, "tanh", late)
+    plan = infer_axes(lambda w, x: x @ jnp.tanh(w), spec(4, 3), spec(2, 4))
+    assert "unknown operation tanh" in plan.why[""]
+
+
+def test_a_mistake_in_a_rule_is_no_unknown_operation(monkeypatch):
+    monkeypatch.setitem(_api.RULES, "tanh", lambda walk, eqn, ins: {}["missing"])
+    with pytest.raises(KeyError, match="missing"):
+        infer_axes(lambda w, x: x @ jnp.tanh(w), spec(4, 3), spec(2, 4))
+
+
+def test_no_large_array_is_made_for_large_weights():
+    params = {"layers": spec(80, 8192, 28672), "back": spec(80, 28672, 8192), "table": spec(128_256, 8192)}
+
+    def fn(params, tokens):
+        def layer(h, w):
+            return h + jax.nn.silu(h @ w[0]) @ w[1], None
+
+        return jax.lax.scan(layer, params["table"][tokens], (params["layers"], params["back"]))[0]
+
+    tracemalloc.start()
+    plan = infer_axes(fn, params, spec(4, 2048, dtype=jnp.int32))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert plan["layers"] == plan["back"] == WeightAxes((1,), (2,), (0,))
+    assert plan["table"] is None
+    assert peak < 50e6
+
+
+def test_an_axis_that_is_too_long_is_left_alone():
+    plan = infer_axes(lambda w, x: x @ w, spec(2**22 + 1, 3), spec(2, 2**22 + 1))
+    assert plan[""] is None
+    assert "too long" in plan.why[""]

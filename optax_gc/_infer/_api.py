@@ -10,6 +10,7 @@ import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 
+from optax_gc._arguments import check_call
 from optax_gc._axes import ParamAxes, PyTree, WeightAxes, named_leaves
 from optax_gc._infer import _devices, _loops, _maths, _pieces, _products
 from optax_gc._infer._arrays import LIMIT
@@ -17,7 +18,7 @@ from optax_gc._infer._decide import decide, votes_of
 from optax_gc._infer._source import source_line
 from optax_gc._infer._values import Level, Value
 from optax_gc._infer._views import Param, stored
-from optax_gc._infer._walk import Walk
+from optax_gc._infer._walk import ELEMENT, Walk
 
 RULES = {**_pieces.RULES, **_maths.RULES, **_products.RULES, **_loops.RULES, **_devices.RULES}
 
@@ -25,24 +26,25 @@ RULES = {**_pieces.RULES, **_maths.RULES, **_products.RULES, **_loops.RULES, **_
 def infer_axes(fn: Callable[..., Any], params: PyTree, *args: Any, **kwargs: Any) -> ParamAxes:
     """Reads the axes of every weight off the computation that uses it.
 
-    The function is traced on abstract values, so that no array is allocated and nothing is computed,
-    and each parameter is followed through the jaxpr to where it meets the data. Contracted axes are
-    inputs, axes shared with the data are batch, the rest are outputs. What is no weight (biases,
-    scales, lookup tables) and what cannot be settled is left alone; `print(plan)` says why.
+    The natural call is the loss that is there already: `infer_axes(loss_fn, model, *batch)` for a Flax NNX or Equinox
+    model, `infer_axes(model.apply, params, x)` for Linen and Haiku. The function is traced on abstract values, so that
+    no array is allocated and nothing is computed, and each parameter is followed to where it meets the data. What is
+    contracted is input, what is shared with the data is batch, the rest is output. What is no weight (biases, scales,
+    lookup tables) and what cannot be settled is left alone; `print(plan)` says why.
 
     Args:
-      fn: the forward pass or the loss, called as `fn(params, *args, **kwargs)`.
-      params: a pytree of arrays or `jax.ShapeDtypeStruct`s.
-      *args: arguments of `fn`: arrays or `jax.ShapeDtypeStruct`s are the data; anything else, such as
-        `True` or a string, is passed as it is.
+      fn: the forward pass or the loss, called as `fn(params, *args, **kwargs)`; results but arrays are dropped.
+      params: a pytree of arrays or `jax.ShapeDtypeStruct`s, of any shapes and dtypes: a model, or its params.
+      *args: arguments of `fn`: arrays or `jax.ShapeDtypeStruct`s are the data, random keys are not; anything else,
+        such as `True` or a string, is passed as it is.
       **kwargs: likewise.
 
     Returns:
       A `ParamAxes`, for `gc(plan)` and `plan.muon_dimension_numbers()`.
 
     Raises:
-      ValueError: if `params` has no arrays, `fn` cannot be traced, or nothing that `fn` returns depends on
-        the params.
+      TypeError: if `fn` is a model, and no function of one.
+      ValueError: if `params` has no arrays, `fn` cannot be traced, or nothing that `fn` returns depends on the params.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax_gc
@@ -53,6 +55,7 @@ def infer_axes(fn: Callable[..., Any], params: PyTree, *args: Any, **kwargs: Any
       >>> plan["w"].in_axes, plan["out"].in_axes, plan["b"]
       ((0,), (1,), None)
     """
+    check_call(fn, params)
     leaves, treedef = named_leaves(params)
     arrays = [i for i, (_, leaf) in enumerate(leaves) if _is_array(leaf)]
     if not arrays:
@@ -91,7 +94,7 @@ def infer_axes(fn: Callable[..., Any], params: PyTree, *args: Any, **kwargs: Any
     results = walk.jaxpr(jaxpr, [*weights, *inputs])
     for value in results:
         met = [view for view in value.views if view.product or view.scaled or view.picks]
-        walk.close(met, None, _maths.ELEMENT)
+        walk.close(met, None, ELEMENT)
     if not _depends(jaxpr.jaxpr, len(weights)):
         raise ValueError(
             "nothing that fn returns depends on the params. fn must compute from its first argument; found "

@@ -10,7 +10,7 @@ from optax_gc._axes import WeightAxes
 from optax_gc._infer._judge import judge
 from optax_gc._infer._names import short
 from optax_gc._infer._views import Param, Tier
-from optax_gc._infer._walk import Walk
+from optax_gc._infer._walk import Group, Walk
 
 # A constant may be the input of a weight, or a fixed transform that makes the weight out of a parameter. A backward
 # pass contracts the outputs of a weight. Neither says what the inputs are, nor does a summary.
@@ -33,18 +33,19 @@ def votes_of(walk: Walk) -> dict[Param, list[Vote]]:
     votes: dict[Param, list[Vote]] = {remark.of: [] for remark in walk.remarks}
     for remark in walk.remarks:
         votes[remark.of].append(Vote(remark.tier, None, remark.reason, remark.eqn))
-    groups = [(group.of, tuple(group.views), Tier.WITH_DATA) for group in walk.groups]
-    groups += [(view.of, (view,), Tier.UNREAD) for use, view in walk.products.items() if use not in walk.ended]
-    for param, views, least in {
-        (param, frozenset(views)): (param, views, least) for param, views, least in groups
-    }.values():
-        verdict = judge(views, param)
-        if verdict is None:
-            continue
-        tiers = [max(view.use.tier, Tier.NO_GRADIENT if view.stopped else least) for view in views if view.use]
-        eqn = views[0].use.eqn
-        reason = verdict.reason or short(eqn.primitive.name)
-        votes.setdefault(param, []).append(Vote(min(tiers), verdict.axes, reason, eqn))
+    # What is read again and again is judged once.
+    groups = {frozenset(group.views): (group, Tier.WITH_DATA) for group in walk.groups}
+    for use, view in walk.products.items():
+        if use not in walk.ended and isinstance(view.of, Param):
+            groups[frozenset([view])] = (Group(view.of, [view]), Tier.UNREAD)
+    for group, least in groups.values():
+        verdict = judge(group.views, group.of)
+        uses = [(view, view.use) for view in group.views if view.use]
+        if verdict is not None and uses:
+            tier = min(max(use.tier, Tier.NO_GRADIENT if view.stopped else least) for view, use in uses)
+            eqn = uses[0][1].eqn
+            vote = Vote(tier, verdict.axes, verdict.reason or short(eqn.primitive.name), eqn)
+            votes.setdefault(group.of, []).append(vote)
     return votes
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from optax_gc._infer._arrays import Axis, Dim, UnfollowedError
 from optax_gc._infer._constants import step_of
-from optax_gc._infer._equation import Equation
+from optax_gc._infer._equation import Equation, open_jaxpr, shape_of
 from optax_gc._infer._values import Level, Value
 from optax_gc._infer._views import View, flatten
 from optax_gc._infer._walk import Rule, Walk
@@ -25,9 +25,10 @@ def shard_map(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value
     try:
         inside = []
         for value, cuts in zip(ins, _cuts(eqn, "in", eqn.shapes), strict=True):
-            walk.end([view for view in value.views if view.product], eqn)
+            shape = shape_of(open_jaxpr(eqn["jaxpr"]).invars[len(inside)])
+            products = walk.end([view for view in value.views if view.product], eqn, shape)
             weights = [_cut(walk, view, cuts) for view in value.views if not view.product]
-            inside.append(dataclasses.replace(value, views=tuple(weights), known=None))
+            inside.append(dataclasses.replace(value, views=(*weights, *products), known=None))
         results = walk.jaxpr(eqn["jaxpr"], inside)
         outs = []
         for value, cuts in zip(results, _cuts(eqn, "out", eqn.outs), strict=True):

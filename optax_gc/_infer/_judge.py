@@ -13,8 +13,9 @@ import numpy as np
 
 from optax_gc._axes import WeightAxes
 from optax_gc._infer._arrays import Axis, Dim, Dims, Named, UnfollowedError, in_order, size_of
-from optax_gc._infer._maths import CHOSEN, ELEMENT
+from optax_gc._infer._maths import CHOSEN
 from optax_gc._infer._views import Param, View, by_place
+from optax_gc._infer._walk import ELEMENT
 
 # Stored entries of all units, where they have to be listed one by one.
 _BUDGET = 1 << 20
@@ -110,7 +111,7 @@ class _Judge:
                 alike = {view.use for view in a} == {view.use for view in b} and _batches(a) == _batches(b)
                 if not alike and not _apart(a[0], b[0]):
                     return Verdict(None, OVERLAP)
-            return self._agreed(({view.use: view for view in group}.values() for group in classes), DIFFERENT)
+            return self._agreed([list({view.use: view for view in group}.values()) for group in classes], DIFFERENT)
         return self._beside(views)
 
     def _beside(self, views: Sequence[View]) -> Verdict | None:
@@ -148,7 +149,7 @@ class _Judge:
         return tuple(a for a in inputs if self._shape[a] > 1)
 
     def _roles(self, views: Sequence[View], inputs: tuple[int, ...]) -> Verdict:
-        if not inputs:
+        if not inputs and not any(view.product for view in views):
             return Verdict(None, ELEMENT)
         shape, out, batch, ones = self._shape, [], [], []
         shared = frozenset[Dim]().union(*(view.shared for view in views))
@@ -247,7 +248,7 @@ def _union(boxes: list[tuple[_Set | _Kept, ...]], shape: tuple[int, ...]) -> tup
                 alike[box[:a], box[a + 1 :]].append(box)
             left = []
             for group in alike.values():
-                sets = [box[a].positions for box in group if isinstance(box[a], _Set)]
+                sets = [role.positions for box in group if isinstance(role := box[a], _Set)]
                 if len(sets) < len(group) and len(group) > 1:
                     return None
                 united = _Set(tuple(sorted({i for positions in sets for i in positions}))) if sets else group[0][a]

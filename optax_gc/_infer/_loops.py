@@ -216,11 +216,11 @@ def _loop(
 
 def _without(walk: Walk, eqn: Equation, views: Sequence[View], sums: Set[Mark]) -> tuple[View, ...]:
     """What a loop gives of a sum before it is complete stands for itself; what else is in it is left alone."""
-    partial = {view.of for view in views if view.of in sums}
+    partial = {view.of for view in views if isinstance(view.of, Mark) and view.of in sums}
     if not partial:
         return tuple(views)
     own = [view for view in views if not isinstance(view.of, Mark)]
-    if all(isinstance(mark, Mark) and walk.was_read(mark) for mark in partial):
+    if all(map(walk.was_read, partial)):
         walk.close(own, eqn)
     else:
         walk.refuse(own, eqn, MOVES)
@@ -243,10 +243,11 @@ def _carried(
     outer = [view for view in results if isinstance(view.of, Mark) and view.of is not mark.of]
     own = [view for view in results if not isinstance(view.of, Mark)]
     assert isinstance(mark.of, Mark)
+    read = walk.was_read(mark.of)
     adds_up = len(mine) == 1 and same(mine[0], mark)
-    if mine and not adds_up:
+    if mine and not adds_up and not (read and all(view.lost or same(view, mark) for view in mine)):
         walk.refuse([*start, *own], eqn, MOVES)
-    elif not mine or walk.was_read(mark.of):
+    elif not mine or read:
         walk.close(start, eqn)
         walk.close(own, eqn)
     elif any(view.picks for view in own):

@@ -17,9 +17,8 @@ from optax_gc._infer._layout import aligned
 from optax_gc._infer._names import ELEMENTWISE, NONLINEAR, REDUCTIONS, SAME, short
 from optax_gc._infer._values import GONE, Level, Value, joined, level_of
 from optax_gc._infer._views import Mark, Param, Use, View, same
-from optax_gc._infer._walk import Rule, Walk
+from optax_gc._infer._walk import ELEMENT, Rule, Walk
 
-ELEMENT = "meets the data elementwise"
 FORMS = "one of several forms of it is chosen"
 CHOSEN = "parts that the data choose are added up"
 
@@ -90,7 +89,8 @@ def mul(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     if level < Level.SCALED:
         return elementwise(walk, eqn, [_turned(eqn, a, b), _turned(eqn, b, a)])
     if eqn.name == "div" and b.views:
-        walk.refuse(b.views, eqn, "divides the data")
+        walk.refuse([view for view in b.views if not view.product], eqn, "divides the data")
+        walk.close([view for view in b.views if view.product], eqn)
         b = Value(b.level)
     views: list[View] = []
     for value, other, shape, other_shape in ((a, b, *eqn.shapes), (b, a, *reversed(eqn.shapes))):

@@ -197,10 +197,10 @@ def dynamic_update_slice(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Seq
     if level_of(ins) >= Level.SCALED:
         if operand.views or any(not v.product or isinstance(v.of, Mark) for v in update.views):
             return unknown(walk, eqn, ins)
-        walk.end([view for view in update.views if not view.spans().isdisjoint(short)], eqn)
+        on = walk.end([view for view in update.views if not view.spans().isdisjoint(short)], eqn, eqn.out)
         views = [view for view in update.views if view.spans().isdisjoint(short)]
         spread = (functools.reduce(lambda v, t: v.with_axis(t, blank(eqn.out[t])), short, view) for view in views)
-        return [Value(Level.DATA, tuple(spread))]
+        return [Value(Level.DATA, (*spread, *on))]
     starts = [numbers(value) for value in at]
     if any(start is None or start[0] for start in starts) or len(short) > 1:
         return unknown(walk, eqn, ins)

@@ -88,7 +88,10 @@ def _contraction(
                         use=Use(walk.tier(view, other.level), eqn.eqn),
                     )
                 )
-        (walk.end if other.level == Level.CONST else walk.close)(ended, eqn)
+        if other.level == Level.CONST:
+            views += walk.end(ended, eqn, eqn.out)
+        else:
+            walk.close(ended, eqn)
     level = max(value.level for value in ins)
     if level < Level.DATA and not met:
         return [Value(level, tuple(views))]
@@ -189,9 +192,12 @@ def conv_general_dilated(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Seq
     groups = max(eqn["feature_group_count"], eqn["batch_group_count"])
     out, *inputs = numbers.rhs_spec
     products = [view for view in data.views if view.product]
-    (walk.end if kernel.level == Level.CONST else walk.close)(products, eqn)
+    views: list[View] = []
+    if kernel.level == Level.CONST:
+        views += walk.end(products, eqn, eqn.out)
+    else:
+        walk.close(products, eqn)
     walk.refuse([view for view in data.views if not view.product], eqn, "input of conv")
-    views = []
     for view in kernel.views:
         if view.product or data.level == Level.WEIGHT:
             walk.close([view], eqn, "convolved with another parameter")

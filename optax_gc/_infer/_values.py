@@ -8,6 +8,7 @@ import functools
 from collections.abc import Iterable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -55,18 +56,20 @@ NOTHING = Facts()
 
 def facts_of(array: Any) -> Facts:
     """What the numbers of a constant say, if they are not too many to look at."""
-    if np.size(array) > LIMIT or np.result_type(array).kind not in "iufb":
+    if np.size(array) > LIMIT or jnp.issubdtype(getattr(array, "dtype", np.float32), jax.dtypes.extended):
         return NOTHING
     try:
         numbers = numbers_of(array)
     except UnfollowedError:
+        return NOTHING
+    if numbers.dtype.kind not in "iufb":
         return NOTHING
     hot = {t for t in range(numbers.ndim) if numbers.shape[t] > 1 and (np.count_nonzero(numbers, t) <= 1).all()}
     line = numbers.ndim == 1 and len(np.unique(numbers)) == numbers.size
     return Facts(hot=frozenset(hot), distinct=frozenset([0] if line else []), zero=not numbers.any())
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(eq=False)
 class Value:
     level: Level
     views: tuple[View, ...] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, Literal
 
@@ -68,17 +69,28 @@ class View:
     bent: bool = False  # something nonlinear happened between the two
     bad: str = ""  # why no axes can be read off, whatever follows
     stopped: bool = False  # no gradient passes
+    lost: bool = False  # went on through an operation that is not followed, and has no coordinates any more
     imaginary: bool = False
 
     def replace(self, **changes: Any) -> View:
-        return dataclasses.replace(self, **changes)
+        # What `dataclasses.replace` does, in a tenth of its time.
+        view = object.__new__(View)
+        view.__dict__.update(self.__dict__)
+        view.__dict__.pop("_varying", None)
+        view.__dict__.update(changes)
+        return view
 
     def with_axis(self, t: int, *axes: Axis) -> View:
         return self.replace(axes=(*self.axes[:t], *axes, *self.axes[t + 1 :]))
 
-    def varying(self) -> set[Dim]:
-        dims = {dim for array in (*self.coords, *self.masks) for dim in array.dims}
-        return dims.union(*(chosen for _, chosen in self.picks))
+    @functools.cached_property
+    def _varying(self) -> frozenset[Dim]:
+        dims = [array.dims for array in (*self.coords, *self.masks)]
+        return frozenset[Dim]().union(*dims, *(chosen for _, chosen in self.picks))
+
+    def varying(self) -> frozenset[Dim]:
+        """The dims that the stored entries vary along."""
+        return self._varying
 
     def spans(self) -> frozenset[int]:
         """The axes of the value that it varies along."""
@@ -94,7 +106,10 @@ class View:
 
     def map(self, function: Callable[[Named], Named], names: Mapping[Dim, Dims]) -> View:
         """Applies a function to all arrays, and renames dims in the sets."""
-        sets = {name: frozenset(renamed(getattr(self, name), names)) for name in ("summed", "shared", "scaled")}
+        sets = {
+            name: frozenset(renamed(dims, names)) if (dims := getattr(self, name)) else dims
+            for name in ("summed", "shared", "scaled")
+        }
         picks = tuple((axis, tuple(renamed(dims, names))) for axis, dims in self.picks)
         coords, masks = tuple(map(function, self.coords)), tuple(map(function, self.masks))
         return self.replace(coords=coords, masks=masks, picks=picks, **sets)
@@ -141,7 +156,7 @@ def same(a: View, b: View) -> bool:
         return True
     if a.of is not b.of or a.use is not b.use or len(a.axes) != len(b.axes):
         return False
-    flags = ("product", "bad", "imaginary", "picks", "summed", "shared", "scaled")
+    flags = ("product", "bad", "lost", "imaginary", "picks", "summed", "shared", "scaled")
     if any(getattr(a, name) != getattr(b, name) for name in flags):
         return False
     places: dict[tuple[int, int], Dim] = {}

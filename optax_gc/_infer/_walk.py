@@ -9,9 +9,9 @@ from typing import Any
 
 import jax.extend.core as jex
 
-from optax_gc._infer._arrays import Dim, UnfollowedError
+from optax_gc._infer._arrays import Dim, UnfollowedError, blank
 from optax_gc._infer._constants import folded, literal
-from optax_gc._infer._equation import Equation, open_jaxpr
+from optax_gc._infer._equation import Equation, Shape, open_jaxpr
 from optax_gc._infer._facts import facts_after
 from optax_gc._infer._names import ALWAYS
 from optax_gc._infer._values import Level, Value, facts_of, level_of
@@ -38,6 +38,10 @@ class Group:
     views: list[View]
 
 
+ELEMENT = "meets the data elementwise"
+UNFINISHED = "added to what an operation that is not followed made of it"
+
+
 class Walk:
     """Walks jaxprs and keeps what their equations say.
 
@@ -59,9 +63,9 @@ class Walk:
         self._settled: dict[Use | None, None] = {}
         self._read: dict[Mark, None] = {}
 
-    def jaxpr(self, jaxpr: Any, ins: Sequence[Value], consts: Sequence[Any] | None = None) -> list[Value]:
+    def jaxpr(self, jaxpr: Any, ins: Sequence[Value]) -> list[Value]:
         """Walks a jaxpr and returns what is known of its results."""
-        consts = getattr(jaxpr, "consts", ()) if consts is None else consts
+        consts: Sequence[Any] = getattr(jaxpr, "consts", ())
         jaxpr = open_jaxpr(jaxpr)
         env: dict[Any, Value] = {}
         for var, const in zip(jaxpr.constvars, consts, strict=True):
@@ -94,8 +98,7 @@ class Walk:
         if name in ALWAYS:
             return outs
         return [
-            dataclasses.replace(out, facts=facts) if (facts := facts_after(eqn, ins, i)) is not out.facts else out
-            for i, out in enumerate(outs)
+            out if out.views else dataclasses.replace(out, facts=facts_after(eqn, ins, i)) for i, out in enumerate(outs)
         ]
 
     def said(self) -> tuple[int, ...]:
@@ -136,7 +139,7 @@ class Walk:
         self.products[view.use] = view
         return view
 
-    def close(self, views: Iterable[View], eqn: Any, reason: str = "") -> None:
+    def close(self, views: Iterable[View], eqn: Any, reason: str = ELEMENT) -> None:
         """The views are read: what they have been through is how their parameter is used here.
 
         Args:
@@ -154,9 +157,16 @@ class Walk:
                 self.ended[view.use] = None
                 together[view.of, view.stopped].append(view)
         for (param, _), group in together.items():
-            self.groups.append(Group(param, group))
             if len({view.use for view in group}) == 1:
                 self._settled[group[0].use] = None
+            self._judged(param, group, eqn)
+
+    def _judged(self, param: Param, group: list[View], eqn: Any) -> None:
+        followed = [view for view in group if not view.lost]
+        if len(followed) < len(group) and len({view.use for view in group}) > 1:
+            self.refuse(group, eqn, UNFINISHED)
+        elif followed:
+            self.groups.append(Group(param, followed))
 
     def refuse(self, views: Iterable[View], eqn: Any, reason: str) -> None:
         """The views end in a use that gives no axes."""
@@ -176,21 +186,37 @@ class Walk:
             self.remark(view, Tier.SUMMARY, "", eqn)
 
     def remark(self, view: View, tier: Tier, reason: str, eqn: Any) -> None:
+        if isinstance(eqn, Equation):
+            eqn = eqn.eqn
+        elif eqn is None and view.use:
+            eqn = view.use.eqn
         if isinstance(view.of, Param):
-            self.remarks.append(Remark(view.of, tier, reason, eqn.eqn if isinstance(eqn, Equation) else eqn))
+            self.remarks.append(Remark(view.of, tier, reason, eqn))
 
-    def end(self, views: Sequence[View], eqn: Equation) -> None:
-        """The views enter an operation that may yet add them up.
+    def end(self, views: Sequence[View], eqn: Equation, out: Shape) -> list[View]:
+        """The products enter an operation that is not followed and may add them up.
 
         Batches of products, and parts of one that lie side by side, are left alone: their units may not be complete.
+        Others are judged as they are. What comes out is still a sum, so it goes on without coordinates, and must not be
+        added to other products of the same parameter.
         """
+        on: list[View] = []
         together: dict[Param | Mark, list[View]] = collections.defaultdict(list)
         for view in views:
             if not self.is_settled(view):
                 together[view.of].append(view)
         for of, group in together.items():
             lost = isinstance(of, Param) and any(self._may_be_added(view, len(group) > 1) for view in group)
-            (self.refuse if lost else self.close)(group, eqn, f"a batch of products enters {eqn.name}")
+            if lost:
+                self.refuse(group, eqn, f"a batch of products enters {eqn.name}")
+                continue
+            if isinstance(of, Param):
+                self.ended.update(dict.fromkeys(view.use for view in group))
+                self._judged(of, group, eqn)
+            axes = tuple(blank(size) for size in out)
+            one_each = {(view.use, view.stopped): view for view in group}.values()
+            on += [View(of, axes, (), use=v.use, product=True, stopped=v.stopped, lost=True) for v in one_each]
+        return on
 
     def _may_be_added(self, view: View, beside_others: bool) -> bool:
         visible = view.on(range(len(view.axes)))
@@ -228,8 +254,14 @@ def unknown(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """Nobody knows what becomes of the axes: weights are left alone, products end."""
     for value in ins:
         walk.refuse([v for v in value.views if not v.product], eqn, f"enters the unknown operation {eqn.name}")
-        walk.end([v for v in value.views if v.product], eqn)
-    return [Value(level_of(ins))] * len(eqn.outs)
+    products = [view for value in ins for view in value.views if view.product]
+    level = level_of(ins)
+    if not products or not eqn.outs:
+        walk.end(products, eqn, ())
+        return [Value(level)] * len(eqn.outs)
+    on = walk.end(products, eqn, eqn.out)
+    shaped = [[view.replace(axes=tuple(map(blank, shape))) for view in on] for shape in eqn.outs]
+    return [Value(level, tuple(views)) for views in shaped]
 
 
 def refused(walk: Walk, eqn: Any, ins: Sequence[Value], reason: str) -> Sequence[Value]:
