@@ -16,6 +16,8 @@ SEEDS = 120
 KNOWN = json.loads((pathlib.Path(__file__).parent / "undecided.json").read_text())
 
 
+# A network may look up by floats that hold integers, which newer versions of JAX advise against.
+@pytest.mark.filterwarnings("ignore:jax.nn.one_hot input should be integer:DeprecationWarning")
 @pytest.mark.parametrize("start", range(0, SEEDS, CHUNK))
 def test_no_axis_of_a_random_network_is_wrong(start):
     found = [
