@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence, Set
+import itertools
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 import jax.extend.core as jex
@@ -108,27 +109,29 @@ def _steps(test: Any, body: Any, tested: Sequence[Value], n_consts: int, carry: 
     if compare.outvars[0] is not jaxpr.outvars[0]:
         return None
     values = [*tested, *carry]
-    sides: list[list[np.ndarray]] = []
+    sides: list[Iterator[np.ndarray]] = []
     for atom in compare.invars:
         if type(atom) is jex.Literal:
-            sides.append([np.asarray(atom.val)] * _STEPS)
+            sides.append(itertools.repeat(np.asarray(atom.val)))
             continue
         i = jaxpr.invars.index(atom)
         known = values[i].known
         if known is None or known.loops:
             return None
-        count = _counted(body, n_consts, i - len(tested), known, _STEPS) if i >= len(tested) else None
-        sides.append(count or [known.at({})] * _STEPS)
-    going = [bool(ON_INTEGERS[compare.primitive.name](*pair)) for pair in zip(*sides, strict=True)]
-    length = going.index(False) if False in going else 0
-    return Dim(length) if length else None
+        count = _counted(body, n_consts, i - len(tested), known) if i >= len(tested) else None
+        sides.append(count or itertools.repeat(known.at({})))
+    going = itertools.islice(zip(*sides, strict=False), _STEPS)
+    for length, pair in enumerate(going):
+        if not ON_INTEGERS[compare.primitive.name](*pair):
+            return Dim(length) if length else None
+    return None
 
 
-def _counted(body: Any, n_consts: int, i: int, start: Constant, length: int) -> list[np.ndarray] | None:
-    """The values of a carried integer that depends on nothing but itself, at each step."""
+def _counted(body: Any, n_consts: int, i: int, start: Constant) -> Iterator[np.ndarray] | None:
+    """The values of a carried integer that depends on nothing but itself, step by step."""
     jaxpr = open_jaxpr(body)
     var, out = jaxpr.invars[n_consts + i], jaxpr.outvars[i]
-    if shape_of(var) or not is_integer(var.aval.dtype) or start.loops or length > _STEPS:
+    if shape_of(var) or not is_integer(var.aval.dtype) or start.loops:
         return None
     needed, eqns = {out}, []
     for eqn in reversed(jaxpr.eqns):
@@ -138,25 +141,26 @@ def _counted(body: Any, n_consts: int, i: int, start: Constant, length: int) -> 
     made = {var, *(out for eqn in eqns for out in eqn.outvars)}
     if not needed <= made or any(eqn.primitive.name not in ON_INTEGERS for eqn in eqns):
         return None
-    counted, value = [], start.at({})
-    for _ in range(length):
-        counted.append(value)
-        env = {var: value}
-        for eqn in reversed(eqns):
-            env[eqn.outvars[0]] = fold(
-                eqn, [np.asarray(a.val) if type(a) is jex.Literal else env[a] for a in eqn.invars]
-            )
-        value = env[out]
-    return counted
+
+    def counted(value: np.ndarray) -> Iterator[np.ndarray]:
+        while True:
+            yield value
+            env = {var: value}
+            for eqn in reversed(eqns):
+                numbers = [np.asarray(a.val) if type(a) is jex.Literal else env[a] for a in eqn.invars]
+                env[eqn.outvars[0]] = fold(eqn, numbers)
+            value = env[out]
+
+    return counted(start.at({}))
 
 
 def _counter(body: Any, n_consts: int, i: int, value: Value, step: Dim | None, reverse: bool) -> Constant | None:
-    if step is None or value.known is None:
+    if step is None or value.known is None or step.size > _STEPS:
         return None
-    counted = _counted(body, n_consts, i, value.known, step.size)
-    if not counted:
+    counted = _counted(body, n_consts, i, value.known)
+    if counted is None:
         return None
-    numbers = np.stack(counted[::-1] if reverse else counted)
+    numbers = np.stack([*itertools.islice(counted, step.size)][:: -1 if reverse else 1])
     return Constant(lambda _, i: numbers[i], [step_of(step)])
 
 

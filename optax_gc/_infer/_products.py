@@ -67,15 +67,18 @@ def _contraction(
                     walk.remark(view, walk.tier(view), BY_CONSTANT, eqn)
             elif not _is_weight(value) and _is_weight(other):
                 (walk.close if view.scaled and not view.bent else walk.refuse)([view], eqn, ACTS_AS_DATA)
+            elif other.facts.zero:
+                walk.remark(view, Tier.WITH_CONSTANT, "", eqn)
             elif other.level not in (Level.CONST, Level.WEIGHT) and _is_lookup(other, sides[1 - k]):
                 walk.refuse([view], eqn, "lookup table (one-hot product)")
             elif (chosen := _selection(eqn, view, sides, k, other)) is not None:
                 views.append(chosen)
             elif _is_weight(other):
-                if view.varying() <= view.on(sides[k].contracted):
+                inputs = view.on(sides[k].contracted)
+                if view.varying() - view.summed <= inputs:
                     walk.summarise([view], eqn)
                 else:
-                    views.append(placed.replace(bad=view.bad or BY_PARAMETER))
+                    views.append(placed.replace(bad=view.bad or BY_PARAMETER, summed=view.summed | inputs))
             elif reason := _refusal(view, sides[k]):
                 walk.refuse([view], eqn, reason)
             else:

@@ -53,6 +53,7 @@ class Walk:
     def __init__(self, rules: Mapping[str, Rule], captured: Level):
         self._rules, self.captured = rules, captured
         self.backward = False
+        self.aside = False  # what is computed here passes no gradient on
         self.opaque = False  # inside a function with a gradient of its own, where stop_gradient says nothing
         self.blocks: dict[Any, Dim] = {}  # the devices along each axis of the mesh
         # Logs: what is said later stands behind, so that it can be taken back.
@@ -77,11 +78,12 @@ class Walk:
                 return Value(Level.CONST, known=literal(atom.val), facts=facts_of(atom.val))
             return env[atom]
 
+        aside = set() if self.opaque else _aside(jaxpr)
         for eqn in jaxpr.eqns:
-            outer = self.backward
-            self.backward = outer or _is_backward(eqn)
+            outer = self.backward, self.aside
+            self.backward, self.aside = self.backward or _is_backward(eqn), self.aside or id(eqn) in aside
             env.update(zip(eqn.outvars, self._equation(eqn, [read(atom) for atom in eqn.invars]), strict=True))
-            self.backward = outer
+            self.backward, self.aside = outer
         return [read(atom) for atom in jaxpr.outvars]
 
     def _equation(self, eqn: Any, ins: list[Value]) -> Sequence[Value]:
@@ -121,7 +123,7 @@ class Walk:
     def tier(self, view: View, other: Level = Level.DATA) -> Tier:
         if self.backward:
             return Tier.BACKWARD
-        if view.stopped:
+        if view.stopped or self.aside:
             return Tier.NO_GRADIENT
         # Without arguments the constants are the data.
         return Tier.WITH_CONSTANT if other == self.captured == Level.CONST else Tier.WITH_DATA
@@ -269,6 +271,18 @@ def refused(walk: Walk, eqn: Any, ins: Sequence[Value], reason: str) -> Sequence
     for value in ins:
         walk.refuse(value.views, eqn, reason)
     return [Value(level_of(ins))] * len(eqn.outvars)
+
+
+def _aside(jaxpr: Any) -> set[int]:
+    """The equations whose results reach those of the jaxpr through `stop_gradient` alone, by identity."""
+    needed = set(map(id, jaxpr.outvars))
+    aside: set[int] = set()
+    for eqn in reversed(jaxpr.eqns):
+        if needed.isdisjoint(map(id, eqn.outvars)):
+            aside.add(id(eqn))
+        elif eqn.primitive.name != "stop_gradient":
+            needed.update(map(id, eqn.invars))
+    return aside
 
 
 def _is_backward(eqn: Any) -> bool:
