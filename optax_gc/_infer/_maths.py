@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax.numpy as jnp
@@ -94,8 +93,7 @@ def mul(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
         b = Value(b.level)
     views: list[View] = []
     for value, other, shape, other_shape in ((a, b, *eqn.shapes), (b, a, *reversed(eqn.shapes))):
-        scalar = math.prod(other_shape) == 1 and not other.views
-        if value.level == Level.DATA and not (other.level == Level.CONST or scalar):
+        if value.level == Level.DATA and other.level != Level.CONST:
             walk.close(value.views)
         elif value.level < Level.DATA and other.level == Level.DATA:
             views += _scaled(walk, eqn, value, other, shape, other_shape)

@@ -14,7 +14,7 @@ from optax_gc._infer._constants import folded, literal
 from optax_gc._infer._equation import Equation, Shape, open_jaxpr
 from optax_gc._infer._facts import facts_after
 from optax_gc._infer._names import ALWAYS
-from optax_gc._infer._values import Level, Value, facts_of, level_of
+from optax_gc._infer._values import NOTHING, Level, Value, facts_of, level_of
 from optax_gc._infer._views import Mark, Param, Tier, Use, View
 
 Rule = Callable[["Walk", Equation, Sequence[Value]], Sequence[Value]]
@@ -101,8 +101,10 @@ class Walk:
             outs = refused(self, eqn, ins, str(unfollowed))
         if name in ALWAYS:
             return outs
+        facts = [facts_after(eqn, ins, i) for i in range(len(outs))]
         return [
-            out if out.views else dataclasses.replace(out, facts=facts_after(eqn, ins, i)) for i, out in enumerate(outs)
+            out if fact is NOTHING else dataclasses.replace(out, facts=fact)
+            for out, fact in zip(outs, facts, strict=True)
         ]
 
     def said(self) -> tuple[int, ...]:
