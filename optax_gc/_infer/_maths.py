@@ -14,7 +14,7 @@ from optax_gc._infer._arrays import Dim
 from optax_gc._infer._equation import Equation
 from optax_gc._infer._layout import aligned
 from optax_gc._infer._names import ELEMENTWISE, NONLINEAR, REDUCTIONS, SAME, short
-from optax_gc._infer._values import GONE, Level, Value, joined, level_of
+from optax_gc._infer._values import GONE, Level, Value, joined, level_after, level_of
 from optax_gc._infer._views import Mark, Param, Use, View, same
 from optax_gc._infer._walk import ELEMENT, Rule, Walk
 
@@ -45,7 +45,7 @@ def nonlinear(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value
     for value in ins:
         walk.refuse([view for view in value.views if not view.product], f"enters {short(eqn.name)}")
         walk.close([view for view in value.views if view.product])
-    return [Value(level_of(ins))] * len(eqn.outs)
+    return [Value(level_after(ins))] * len(eqn.outs)
 
 
 def add(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
@@ -201,18 +201,20 @@ def reduction(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value
             walk.summarise(value.views)
             results.append(Value(value.level))
             continue
-        views = tuple(found for view in value.views for found in _reduced(walk, eqn, view, axes))
-        results.append(Value(Level.DATA, views))
+        views = value.views
+        if eqn.name != "reduce_sum" and any(view.on(axes) & view.varying() for view in views):
+            walk.refuse([view for view in views if not view.product], f"{ELEMENT} and is reduced")
+            walk.close([view for view in views if view.product])
+            views = ()
+        results.append(Value(Level.DATA, tuple(found for view in views for found in _reduced(walk, view, axes))))
     return results[: len(eqn.outs)]
 
 
-def _reduced(walk: Walk, eqn: Equation, view: View, axes: set[int]) -> Iterator[View]:
+def _reduced(walk: Walk, view: View, axes: set[int]) -> Iterator[View]:
     gone = view.on(axes) & view.varying()
     rest = view.replace(axes=tuple(axis for t, axis in enumerate(view.axes) if t not in axes))
     if not gone:
         yield rest
-    elif eqn.name != "reduce_sum":
-        (walk.close if view.product else walk.refuse)([view], f"{ELEMENT} and is reduced")
     elif view.product:
         yield from _summed_up(walk, view, rest, gone)
     else:

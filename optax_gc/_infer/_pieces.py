@@ -155,8 +155,7 @@ def dynamic_slice(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[V
                 first = min(max(int(start[1]), 0), eqn.shapes[0][t] - size)
                 view = cut(view, t, first, first + size)
         views += [view] if view is not None else []
-    by_data = any(value.level == Level.DATA for value in ins[1:])
-    return [Value(max(ins[0].level, Level.SCALED if by_data and views else Level.CONST), tuple(views))]
+    return [Value(_level_by(ins[0], level_of(ins[1:]), views), tuple(views))]
 
 
 def gather(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
@@ -166,8 +165,12 @@ def gather(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     dims = tuple(Dim(size) for size in eqn.shapes[1][:-1])
     at = numbers(index)
     views = tuple(_gathered(eqn, view, at, dims) for view in operand.views)
-    level = operand.level if at is not None or index.level < Level.DATA else max(Level.SCALED, operand.level)
-    return [Value(level, views)]
+    return [Value(_level_by(operand, Level.CONST if at is not None else index.level, views), views)]
+
+
+def _level_by(operand: Value, index: Level, views: Sequence[View]) -> Level:
+    """The level of a part that an index of this level chooses: chosen by data, a weight has met them."""
+    return max(operand.level, min(index, Level.SCALED) if views else index)
 
 
 def _gathered(eqn: Equation, view: View, at: tuple[Dims, np.ndarray] | None, dims: Dims) -> View:

@@ -96,7 +96,9 @@ class View:
     def spans(self) -> frozenset[int]:
         """The axes of the value that it varies along."""
         varying = self.varying()
-        return frozenset(t for t, axis in enumerate(self.axes) if any(d in varying and d.size > 1 for d in axis.dims))
+        return frozenset(
+            t for t, axis in enumerate(self.axes) if axis.padded or any(d in varying and d.size > 1 for d in axis.dims)
+        )
 
     def along(self, dims: Set[Dim]) -> frozenset[int]:
         """The stored axes whose coordinates vary along some of the dims."""
