@@ -213,7 +213,8 @@ def _apart(a: View, b: View) -> bool:
 def _outputs(view: View) -> Hashable:
     """Where the units are, and which outputs of the parameter."""
     arrays = [array for array in (*view.coords, *view.masks) if array.dims and view.summed.isdisjoint(array.dims)]
-    return tuple((a.lo, a.inner, a.hi) for a in view.axes), tuple(array.key() for array in arrays)
+    one = [(a, int(view.coords[a].data)) for a in (view.use.outputs if view.use else ()) if not view.coords[a].dims]
+    return tuple((a.lo, a.inner, a.hi) for a in view.axes), tuple(array.key() for array in arrays), frozenset(one)
 
 
 def _batches(views: Iterable[View]) -> set[Hashable]:

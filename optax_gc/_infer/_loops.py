@@ -260,7 +260,8 @@ def _carried(
     elif indexed := [v for v in own if step and v.along({step}) and v.use and step not in v.use.steps]:
         # What the loop adds up are parts of a product, not products of parts.
         batches = any(v.use.shares & v.along({step}) for v in indexed if v.use and step)
-        (walk.refuse if batches else walk.close)([*start, *own], "added up after its product")
+        several = len({view.use for view in own}) > len({view.of for view in own})
+        (walk.refuse if batches or several else walk.close)([*start, *own], "added up after its product")
     else:
         steps = frozenset([step] if step else [])
         own = [view.replace(summed=view.summed | (steps & view.varying())) for view in own]

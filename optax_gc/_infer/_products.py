@@ -184,21 +184,22 @@ def _formula(eqn: Any) -> tuple[str, Any] | None:
 
 
 def _selection(view: View, sides: Sequence[_Side], k: int, other: Value) -> View | None:
-    """A constant matrix with at most one 1 in each row takes positions."""
+    """A constant matrix with at most one entry in each row takes positions."""
     mine, theirs = sides[k], sides[1 - k]
-    if other.level != Level.CONST or not other.known or not _is_lookup(other, theirs):
+    if other.level != Level.CONST or not other.known:
         return None
     if len(mine.contracted) != 1 or mine.batch or mine.groups or len(theirs.free) != 1:
+        return None
+    if view.axes[mine.contracted[0]].length > 1 and not _is_lookup(other, theirs):
         return None
     loops, matrix = other.known.numbers()
     if loops:
         return None
     matrix = matrix.T if theirs.free[0] else matrix
-    if not np.isin(matrix, (0, 1)).all():
-        return None
     t = mine.contracted[0]
     view, new = flatten(view, t), Dim(len(matrix))
-    found = view.take(view.axes[t].dims[0], matrix.argmax(1), (new,), np.asarray(matrix.any(1))).with_axis(t)
+    positions, there = (matrix != 0).argmax(1), np.asarray(matrix.any(1))
+    found = view.take(view.axes[t].dims[0], positions, (new,), there).with_axis(t)
     return found.replace(axes=(*found.axes, Axis((new,))) if k == 0 else (Axis((new,)), *found.axes))
 
 
