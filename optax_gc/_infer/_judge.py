@@ -21,6 +21,7 @@ from optax_gc._infer._walk import ELEMENT
 _BUDGET = 1 << 20
 JOINT = "cannot be followed"
 IN_PART = "contracted in part"
+HIDDEN = "parts of it may be hidden where they are added up"
 OVERLAP = "parts of it overlap"
 
 
@@ -46,7 +47,12 @@ def judge(views: Sequence[View], param: Param) -> Verdict | None:
     """The roles of a parameter's axes by views that were added up, or None where nothing of it is there."""
     places: dict[tuple[int, int], Dim] = {}
     try:
-        views = [_trimmed(by_place(view, places)) for view in views]
+        views = [by_place(view, places) for view in views]
+        if len({view.use for view in views}) > 1:
+            if any(view.torn for view in views):
+                return Verdict(None, HIDDEN)
+            views = [view.replace(masks=(*view.masks, *view.holes)) for view in views]
+        views = [_trimmed(view) for view in views]
         return _Judge(param.shape, set(places.values())).verdict(views)
     except UnfollowedError as unfollowed:
         return Verdict(None, str(unfollowed))
