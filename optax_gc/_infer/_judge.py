@@ -284,6 +284,8 @@ def _listed(views: Sequence[View], shape: tuple[int, ...]) -> tuple[int, ...]:
     strides = [math.prod(shape[a + 1 :]) for a in range(len(shape))]
     parts = []
     for view in views:
+        # What one product sums over may be an output of another.
+        view = view.rename({dim: Dim(dim.size) for dim in view.summed.intersection(kept)})
         dims = (*kept, *in_order(view.varying() & view.summed))
         if size_of(dims) > _BUDGET:
             raise UnfollowedError(JOINT)

@@ -266,8 +266,10 @@ def judge(network: Network, path: str, axes: WeightAxes | None) -> str:
 
 def verdicts(network: Network) -> dict[str, tuple[str, str]]:
     """Returns for each parameter what became of it, and why."""
-    plan = infer_axes(network.fn, network.params, *network.args)
     result = {}
+    if not network.params:
+        return result
+    plan = infer_axes(network.fn, network.params, *network.args)
     for path, roles in network.truth.items():
         axes = plan[path]
         found = axes and (axes.in_axes, axes.out_axes, axes.batch_axes)
