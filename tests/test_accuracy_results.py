@@ -59,7 +59,7 @@ def test_the_tables_are_paired_t_intervals_of_the_runs(name):
         test = next(title for title in row if title.startswith("test "))
         for column, title, difference in (("test", test, "minus none"), ("loss", "training loss", "loss minus none")):
             values, shown = last(arms[arm], column), row[title]
-            mean, std = map(float, shown.split(" ± "))
+            mean, std = map(float, shown.split("±"))
             digits = len(shown.rpartition(".")[2])
             rounding = 0.5001 * 10**-digits
             assert abs(mean - values.mean()) <= rounding
