@@ -700,7 +700,7 @@ def panels(cells):
     def draw(theme):
         # As wide as the column of a phone, or as half of a page.
         figure, column = plt.subplots(
-            len(cells), figsize=(4.6, 2.5 * len(cells)), layout="constrained", squeeze=False, sharex=True
+            len(cells), figsize=(3.8, 2.5 * len(cells)), layout="constrained", squeeze=False, sharex=True
         )
         for axes, (title, logarithmic, lines) in zip(column.flat, cells, strict=True):
             axes.set_yscale("log" if logarithmic else "linear")
@@ -776,7 +776,11 @@ def report(out, pictures):
         parts.append(f"<!-- --8<-- [start:{name}] -->\n{text}\n<!-- --8<-- [end:{name}] -->")
     parts.append("<!-- --8<-- [start:every] -->")
     for r in results:
-        parts += [f"### {r.name}", r.about(), r.table().to_markdown(index=False, disable_numparse=True)]
+        parts += [
+            f"### {r.title}",
+            f"`{r.name}`: {r.about()}",
+            r.table().to_markdown(index=False, disable_numparse=True),
+        ]
     parts.append("<!-- --8<-- [end:every] -->")
     (out / "results.md").write_text("\n\n".join(parts) + "\n")
 

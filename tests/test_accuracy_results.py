@@ -30,13 +30,13 @@ def last(seeds, column):
 
 def published(name):
     """Returns {arm: {column: text}} of the table of one experiment."""
-    text = (FOLDER / "results.md").read_text().partition(f"\n### {name}\n")[2].partition("\n### ")[0]
+    text = (FOLDER / "results.md").read_text().partition(f"\n`{name}`: ")[2].partition("\n### ")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     return {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[2:]}
 
 
 def test_every_experiment_is_published():
-    titles = re.findall(r"^### (\S+)$", (FOLDER / "results.md").read_text(), re.M)
+    titles = re.findall(r"^`(\S+)`: ", (FOLDER / "results.md").read_text(), re.M)
     assert EXPERIMENTS
     assert sorted(titles) == EXPERIMENTS
 
