@@ -6,8 +6,8 @@ import pathlib
 
 import jax
 import numpy as np
-import programs
 import pytest
+from generated import programs
 
 import optax_gc
 
