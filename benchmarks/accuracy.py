@@ -502,7 +502,8 @@ def run(names, folder, seeds, side_by_side, out):
 TRAINED = ("fashion", "cifar", "resnet18")
 SMOOTHNESS = ("fashion-bn", "cifar-bn", "cifar-gn")
 SLOPES = ("gradient norm", "loss change", "gradient change")
-NBSP = "\N{NO-BREAK SPACE}"  # keeps a number together with its interval's other end, its deviation, its count
+# No line breaks within an interval, a number with its deviation, a count.
+NBSP, JOINER = "\N{NO-BREAK SPACE}", "\N{WORD JOINER}"
 # How the tables and the pictures call the experiments.
 TITLES = {
     "fashion-bn": "Fashion-MNIST, batch norm",
@@ -627,7 +628,10 @@ class Results:
         """Ratios to `none`: the median over epochs in each seed, of these the median and the range."""
         table = self.frame.pivot(index=["seed", "epoch"], columns="arm", values=column)
         each = table.div(table["none"], axis="index").groupby("seed").median()
-        return {arm: f"{each[arm].median():.2f} ({each[arm].min():.2f}–{each[arm].max():.2f})" for arm in self.arms[1:]}
+        return {
+            arm: f"{each[arm].median():.2f} ({each[arm].min():.2f}{JOINER}–{JOINER}{each[arm].max():.2f})"
+            for arm in self.arms[1:]
+        }
 
 
 def across(results, cell):
@@ -681,8 +685,9 @@ def name_curves(axes):
     to_axes = axes.transData + axes.transAxes.inverted()
     ends = [(to_axes.transform(line.get_xydata()[-1])[1], line) for line in axes.get_lines()]
     place = -np.inf
-    for end, line in sorted(ends, key=lambda pair: pair[0]):
-        place = max(end, place + 0.09)
+    for number, (end, line) in enumerate(sorted(ends, key=lambda pair: pair[0])):
+        # Apart from the one below, and with room for those above.
+        place = max(min(end, 1 - 0.09 * (len(ends) - 1 - number)), place + 0.09)
         axes.text(
             1.03,
             place,
