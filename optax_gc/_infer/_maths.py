@@ -15,7 +15,7 @@ from optax_gc._infer._arrays import Dim, Dims, UnfollowedError
 from optax_gc._infer._equation import Equation
 from optax_gc._infer._layout import aligned
 from optax_gc._infer._names import ELEMENTWISE, NONLINEAR, REDUCTIONS, SAME, short
-from optax_gc._infer._values import GONE, Level, Value, joined, level_after, level_of
+from optax_gc._infer._values import GONE, Level, Value, has_met_data, joined, level_after, level_of
 from optax_gc._infer._views import Mark, Param, Use, View, hole, same
 from optax_gc._infer._walk import ELEMENT, Rule, Walk
 
@@ -99,7 +99,9 @@ def mul(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     for value, other, shape, other_shape in ((a, b, *eqn.shapes), (b, a, *reversed(eqn.shapes))):
         if value.level == Level.DATA and other.level != Level.CONST:
             walk.close(value.views)
-        elif value.level < Level.DATA and other.level == Level.DATA:
+        elif value.level < Level.DATA and (
+            other.level == Level.DATA or (value.level == Level.WEIGHT and has_met_data(other))
+        ):
             views += _scaled(walk, eqn, value, other, shape, other_shape)
         else:
             views += _placed(value, shape, eqn.out)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import jax
 import numpy as np
 
-from optax_gc._infer._arrays import Axis, Dim, Dims, Named, UnfollowedError, blank
+from optax_gc._infer._arrays import Axis, Dim, Dims, Named, blank
 from optax_gc._infer._equation import Equation
 from optax_gc._infer._layout import MOVES
 from optax_gc._infer._values import Level, Value, level_of
@@ -137,11 +137,12 @@ def picked(view: View, t: int, dims: Dims) -> View:
         if along.isdisjoint(coord.dims):
             continue
         if not along.issuperset(coord.dims):
-            raise UnfollowedError("is chosen by the data across its axes")
+            return view.replace(bad=view.bad or "is chosen by the data across its axes")
         coords[a] = Named((), np.zeros((), int))
         picks.append((a, dims))
-    masks = tuple(mask for mask in view.masks if along.isdisjoint(mask.dims))
-    return view.replace(coords=tuple(coords), picks=tuple(picks), masks=masks)
+    masks, holes = (tuple(m for m in arrays if along.isdisjoint(m.dims)) for arrays in (view.masks, view.holes))
+    torn = view.torn or len(holes) < len(view.holes)
+    return view.replace(coords=tuple(coords), picks=tuple(picks), masks=masks, holes=holes, torn=torn)
 
 
 def dynamic_slice(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:

@@ -112,11 +112,15 @@ def level_of(ins: Iterable[Value]) -> Level:
     return max((value.level for value in ins), default=Level.CONST)
 
 
+def has_met_data(value: Value) -> bool:
+    """Whether a value is data, or differs from place to place as the data do."""
+    return value.level == Level.DATA or any(v.scaled or any(dims for _, dims in v.picks) for v in value.views)
+
+
 def level_after(ins: Iterable[Value]) -> Level:
     """The level of what an operation makes whose views end there."""
     ins = list(ins)
-    met = any(view.scaled or any(dims for _, dims in view.picks) for value in ins for view in value.views)
-    return Level.DATA if met else level_of(ins)
+    return Level.DATA if any(map(has_met_data, ins)) else level_of(ins)
 
 
 def is_integer(dtype: Any) -> bool:
