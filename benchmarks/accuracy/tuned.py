@@ -94,7 +94,12 @@ def _convnet(features, norm, classes, **options):
 
 
 FASHION = Study(Classes("fashion_mnist", 10_000, 10_000), _convnet((16, 32, 64), "group", 10))
-CIFAR = Study(Classes("cifar100", 45_000, 5_000, augment=True), _convnet((24, 48, 96), "group", 100), epochs=20)
+CIFAR = Study(
+    Classes("cifar100", 45_000, 5_000, augment=True),
+    _convnet((24, 48, 96), "group", 100),
+    epochs=20,
+    seeds=tuple(range(10, 22)),
+)
 ADAMW = {"optimizer": "adamw", "rates": ADAMW_RATES, "weight_decay": 0.05}
 TOPS, OTHERS = (0, 2, 3, 4, 6), (1, 5, 7, 8, 9)  # T-shirt, pullover, dress, coat, shirt
 FINE = Study(Classes("fashion_mnist", 10_000, 10_000, classes=TOPS), _convnet((16, 32, 64), "group", 5))
