@@ -28,6 +28,7 @@ from about import about
 from models import ConvNet, Detector, UNet
 from tasks import Boxes, Classes, Segments
 from tqdm import tqdm
+from tuned_report import PICTURES, report
 
 import optax_gc
 
@@ -276,7 +277,7 @@ def best_rates(study, frame):
 
 
 def read(path):
-    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["phase", *KEYS])
+    return pd.read_csv(path, float_precision="round_trip") if path.exists() else pd.DataFrame(columns=["phase", *KEYS])
 
 
 def run(name, study, folder, out, at_once):
@@ -327,16 +328,23 @@ def main():
     parser.add_argument("--data", type=pathlib.Path, help="folder of the data sets")
     parser.add_argument("--at-once", type=int, default=24, help="networks trained side by side")
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "tuned", help="folder of the results")
+    parser.add_argument("--pictures", type=pathlib.Path, default=PICTURES, help="folder of the pictures")
     parser.add_argument("--list", action="store_true", help="print the studies and stop")
+    parser.add_argument("--report", action="store_true", help="make tables and pictures from the results")
     args = parser.parse_args()
     if unknown := set(args.studies) - set(STUDIES):
         parser.error(f"no study {', '.join(sorted(unknown))}; there are {', '.join(STUDIES)}")
     if args.list:
         for name, study in STUDIES.items():
             print(f"{name}: {study}\n")
+        return
+    if not args.studies and not args.report:
+        parser.error("name a study, or give --report")
     args.out.mkdir(parents=True, exist_ok=True)
     for name in args.studies:
         run(name, STUDIES[name], args.data, args.out, args.at_once)
+    if args.report:
+        report(STUDIES, args.out, args.pictures)
 
 
 if __name__ == "__main__":
