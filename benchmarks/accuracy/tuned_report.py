@@ -167,4 +167,4 @@ def report(studies, out, pictures):
     for name, starts in groups.items():
         of = [r for r in results if r.name.startswith(starts)]
         if of:
-            save(curves(of), name, pictures)
+            save(curves(of), f"tuned_{name}", pictures)
