@@ -3,7 +3,7 @@
     python benchmarks/long_run.py --out benchmarks/long_run.md
 
 A conv net learns the digits of scikit-learn, one jitted and donated step after the other. With gc, in exact
-arithmetic, `e^T w` of every unit keeps its first value under SGD, and under any optimizer if gc comes last.
+arithmetic, `eᵀw` of every unit keeps its first value under SGD, and under any optimizer if gc comes last.
 In floating point each step rounds, and the report shows the drift beside the most that rounding can explain.
 """
 
@@ -74,7 +74,7 @@ order in `u`, and for a unit of `M` inputs, the sum of its weights after `T` ste
     gradient; 3 for the subtraction, the cast and the scaling by `lr`, and two more roundings in each step of momentum.
   - gc before Adam: Adam divides each entry by a number of its own, so nothing is conserved, and there is no bound.
 
-`e^T w` is that sum over `sqrt(M)`, and so is its bound. The bound is for roundings that all push one way. If they are
+`eᵀw` is that sum over `sqrt(M)`, and so is its bound. The bound is for roundings that all push one way. If they are
 independent and uniform, one each for the sum and for the cast of what gc returns, the drift has a standard deviation
 of `expected`, the root of the sum of a third of their squares; in the table, `rms` is over all units.
 """
@@ -229,7 +229,7 @@ def conserved(optimizer, arm):
 
 
 def report(runs):
-    yield "| params | optimizer | gc | drift of `e^T w` | bound | of its bound | rms / expected | weights moved by |"
+    yield "| params | optimizer | gc | drift of `eᵀw` | bound | of its bound | rms / expected | weights moved by |"
     yield "|---|---|---|--:|--:|--:|--:|--:|"
     for (dtypes, optimizer, arm), done in runs.items():
         worst, cells = np.argmax(done.drift), ["none", "", ""]

@@ -44,8 +44,9 @@ def worker(args: argparse.Namespace, rank: int, address: str, say) -> None:
     mesh = Mesh(np.array(jax.devices()).reshape(args.fsdp, -1), ("fsdp", "data"))
 
     (images, labels), (test_images, test_labels) = load(None)
-    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Net(images.shape[1], nnx.Rngs(0))))
-    plan = optax_gc.infer_axes(lambda params, images: nnx.merge(graphdef, params)(images), abstract, images[:1])
+    model = nnx.eval_shape(lambda: Net(images.shape[1], nnx.Rngs(0)))
+    graphdef = nnx.graphdef(model)
+    plan = optax_gc.infer_axes(Net.__call__, model, images[:1])
     optimizer = optax.chain(optax_gc.gc(plan), optax.sgd(0.05, momentum=0.9))
 
     def init():

@@ -20,7 +20,8 @@ from optax_gc._axes import counted
 if TYPE_CHECKING:
     from optax_gc._axes import ParamAxes
 
-_HTML = '<pre style="white-space:pre;overflow-x:auto;line-height:1.3;font-family:monospace">{code}</pre>'
+# Small enough for the reasons to be seen on a page that has a menu beside it.
+_HTML = '<pre style="white-space:pre;overflow-x:auto;font:12px/1.4 monospace">{code}</pre>'
 _HEADINGS = ("leaf", "shape", "in", "out", "batch", "why")
 _INDENT = 2
 _GAP = 2
@@ -37,9 +38,11 @@ def as_text(plan: ParamAxes) -> str:
 
 def as_html(plan: ParamAxes) -> str:
     """Renders the table for a notebook."""
-    console = Console(file=io.StringIO(), width=110, record=True, force_jupyter=False)
+    console = Console(file=io.StringIO(), width=90, record=True, force_jupyter=False)
     write(plan, console)
-    return console.export_html(inline_styles=True, code_format=_HTML)
+    html = console.export_html(inline_styles=True, code_format=_HTML)
+    # rich takes the page for white. A share of the page's own ink can be read on any paper.
+    return re.sub(r"color: #7f7f7f; text-decoration-color: #7f7f7f", "opacity: 0.7", html)
 
 
 def write(plan: ParamAxes, console: Console) -> None:

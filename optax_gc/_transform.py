@@ -210,7 +210,7 @@ def _warn_nothing(arrays: list[str], conv_only: bool) -> None:
     if arrays:
         what = "convolution" if conv_only else "weight"
         warnings.warn(
-            f"optax_gc: nothing will be centralized, for none of {some_names(arrays)} is a {what} with inputs. "
+            f"optax_gc: nothing will be centralized, since there is no {what} with inputs: {some_names(arrays)}. "
             "print(plan) says why, for a plan of infer_axes or layout_axes. Inside optax.flatten every leaf is a "
             "vector: chain gc outside of it.",
             stacklevel=3,

@@ -30,13 +30,13 @@ def last(seeds, column):
 
 def published(name):
     """Returns {arm: {column: text}} of the table of one experiment."""
-    text = (FOLDER / "results.md").read_text().partition(f"\n### {name}\n")[2].partition("\n### ")[0]
+    text = (FOLDER / "results.md").read_text().partition(f"\n`{name}`: ")[2].partition("\n### ")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     return {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[2:]}
 
 
 def test_every_experiment_is_published():
-    titles = re.findall(r"^### (\S+)$", (FOLDER / "results.md").read_text(), re.M)
+    titles = re.findall(r"^`(\S+)`: ", (FOLDER / "results.md").read_text(), re.M)
     assert EXPERIMENTS
     assert sorted(titles) == EXPERIMENTS
 
@@ -59,7 +59,7 @@ def test_the_tables_are_paired_t_intervals_of_the_runs(name):
         test = next(title for title in row if title.startswith("test "))
         for column, title, difference in (("test", test, "minus none"), ("loss", "training loss", "loss minus none")):
             values, shown = last(arms[arm], column), row[title]
-            mean, std = map(float, shown.split(" ± "))
+            mean, std = map(float, shown.split("±"))
             digits = len(shown.rpartition(".")[2])
             rounding = 0.5001 * 10**-digits
             assert abs(mean - values.mean()) <= rounding

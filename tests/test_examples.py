@@ -126,14 +126,6 @@ def test_a_bad_value_gets_one_clear_line(arguments, message, main, tmp_path, cap
     assert stop.value.code == 2
 
 
-def test_a_bad_value_is_no_traceback_on_the_command_line(tmp_path):
-    done = run("--lr", "-1", cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[1:] == [
-        "train_digits.py: error: argument --lr: must be positive and finite, got -1"
-    ]
-
-
 def test_an_interrupt_keeps_what_is_finished(tmp_path):
     arguments = ["--epochs", "2", "--seeds", "100000", "--arms", "none", "--batch-size", "128"]
     process = subprocess.Popen([*TRAIN, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -348,11 +348,9 @@ def test_one_plan_drives_muon_and_gc_on_a_transformer(transformer):
     loss, params, tokens = transformer
     plan = infer_axes(loss, params, tokens)
     by_hand = jax.tree_util.tree_map_with_path(_muon_by_name, params)
-    steps = {}
-    for name, numbers in (("plan", plan.muon_dimension_numbers()), ("by hand", by_hand)):
-        optimizer = optax.chain(gc(plan), optax.contrib.muon(0.1, muon_weight_dimension_numbers=numbers))
-        steps[name], _ = optimizer.update(jax.grad(loss)(params, tokens), optimizer.init(params), params)
-    jax.tree.map(np.testing.assert_array_equal, steps["plan"], steps["by hand"])
+    optimizer = optax.chain(gc(plan), optax.contrib.muon(0.1, muon_weight_dimension_numbers=by_hand))
+    optimizer.init(params)
+    assert plan.muon_dimension_numbers()(params) == by_hand
 
 
 def _muon_by_name(path, leaf):

@@ -10,8 +10,8 @@ from generated import networks
 
 from optax_gc import WeightAxes
 
-CHUNK = 40
-SEEDS = 120
+CHUNK = 30
+SEEDS = 60
 # What may be undecided of these seeds, and where batch and outputs may be named the other way round: (seed, path).
 KNOWN = json.loads((pathlib.Path(__file__).parent / "undecided.json").read_text())
 
@@ -31,7 +31,7 @@ def test_no_axis_of_a_random_network_is_wrong(start):
         assert these.keys() <= set(map(tuple, known)), these
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_a_network_computes_finite_numbers(seed):
     for result in jax.tree.leaves(networks.run(networks.draw(seed))):
         assert np.isfinite(result).all()

@@ -219,7 +219,7 @@ def test_conv_only_by_layout_takes_rank_4_and_more_except_stacked_attention():
     tx = optax_gc.gc(conv_only=True)
     assert_update(tx, gradients, {"dense/kernel": None, "conv/kernel": (0, 1, 2), "bias": None})
     attention = {"query": {"kernel": normal((3, 8, 2, 6))}}
-    with pytest.warns(UserWarning, match=r"nothing will be centralized, for none of 'query/kernel' is a convolution"):
+    with pytest.warns(UserWarning, match=r"there is no convolution with inputs: 'query/kernel'"):
         state = tx.init(attention)
     updates, _ = tx.update(attention, state)
     np.testing.assert_array_equal(updates["query"]["kernel"], attention["query"]["kernel"])

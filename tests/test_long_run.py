@@ -1,4 +1,4 @@
-"""Over many steps `gc` keeps `e^T w` to within rounding, and neither compiles again nor keeps memory."""
+"""Over many steps `gc` keeps `eᵀw` to within rounding, and neither compiles again nor keeps memory."""
 
 import functools
 import sys

@@ -368,8 +368,8 @@ def test_gradients_of_single_examples_are_refused(make):
 
 
 NOTHING = {
-    "vectors": (lambda: optax_gc.gc(), {"bias": (4,)}, "is a weight with inputs"),
-    "no convolution": (lambda: optax_gc.gc(conv_only=True), {"kernel": (4, 3)}, "is a convolution with inputs"),
+    "vectors": (lambda: optax_gc.gc(), {"bias": (4,)}, "no weight with inputs"),
+    "no convolution": (lambda: optax_gc.gc(conv_only=True), {"kernel": (4, 3)}, "no convolution with inputs"),
     "a plan without weights": (lambda: optax_gc.gc(ParamAxes({"kernel": None})), {"kernel": (4, 3)}, "'kernel'"),
     "a plan without convolutions": (
         lambda: optax_gc.gc(ParamAxes({"kernel": WeightAxes(0, 1)}), conv_only=True), {"kernel": (4, 3)}, "convolution",
@@ -418,6 +418,11 @@ def test_a_model_or_its_params_where_axes_are_expected_is_one_sentence(make, kin
     assert f"gc({call}" in message
     assert "write gc(), which goes by layout" in message
     assert len(message) < 300
+
+
+def test_an_axis_where_axes_are_expected_is_one_sentence():
+    with pytest.raises(TypeError, match=r"^gc got 0 where axes are expected: write gc\(output_axis=0\)"):
+        optax_gc.gc(0)
 
 
 @pytest.mark.parametrize(

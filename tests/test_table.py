@@ -168,6 +168,7 @@ def test_the_summary_counts_weights_and_what_is_left_alone_by_reason(plan):
 def test_a_notebook_shows_the_same_words_as_html(plan):
     html = plan._repr_html_()
     assert html.startswith("<pre")
+    assert "color" not in html  # that of the page can be read on the page
     words = re.sub(r"<[^>]+>", "", html)
     assert "attention_of_this_block" in words
     assert "dot_general at test_table.py" in words

@@ -147,7 +147,7 @@ def one_by_one(make: Maker, spec: tuple[Axis, ...]) -> Load:
 
 @jax.custom_vjp
 def rounded(w):
-    return jnp.round(w * 16) / 16
+    return jnp.round(w * 256) / 256
 
 
 rounded.defvjp(lambda w: (rounded(w), None), lambda _, g: (g,))

@@ -8,7 +8,9 @@ that `expected` is what the roles mean, and a program that computes anything els
 
 Not drawn, because what counts as an input is open there: a constant matrix times a parameter before it meets the data.
 
-    python tests/programs.py --seeds 5000
+From tests/:
+
+    python -m generated.programs --seeds 5000
 """
 
 from __future__ import annotations
@@ -30,13 +32,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from generated.maker import Axis, rounded, scaled
+from generated.more_blocks import mesh
+from generated.spellings import with_rule
 from optax_gc import infer_axes
-
-
-class Axis(NamedTuple):
-    role: str  # "batch", "in" or "out"
-    size: int
-
 
 Spec = tuple[Axis, ...]
 Taint = frozenset[str]
@@ -177,31 +176,6 @@ def _stored(make: _Maker, spec: Spec, taint: Taint) -> Kernel:
 # Steps: a kernel from smaller kernels, or from one that something is done to.
 
 
-@jax.custom_vjp
-def _fake_quant(w):
-    return jnp.round(w * 256) / 256
-
-
-_fake_quant.defvjp(lambda w: (_fake_quant(w), None), lambda _, g: (g,))
-
-
-@jax.custom_jvp
-def _custom_jvp(w):
-    return w * 1.0
-
-
-_custom_jvp.defjvp(lambda primals, tangents: (_custom_jvp(*primals), tangents[0]))
-
-
-def _rebuilt(w):
-    halves = jnp.split(w, [w.shape[0] // 2], axis=0)
-    return jnp.concatenate(halves, axis=0)
-
-
-def _written(w):
-    return jnp.zeros((w.shape[0] + 1, *w.shape[1:])).at[1:].set(w)[1:]
-
-
 _ALIKE: list[Callable[[Any], Any]] = [
     lambda w: w.T.T,
     lambda w: w.reshape(-1).reshape(w.shape),
@@ -212,7 +186,7 @@ _ALIKE: list[Callable[[Any], Any]] = [
     jax.jit(lambda w: w * 1.0),
     jax.jit(lambda w: jnp.swapaxes(jnp.swapaxes(w, 0, -1), 0, -1)),
     jax.checkpoint(lambda w: jnp.negative(-w)),
-    _custom_jvp,
+    scaled,
     lax.optimization_barrier,
     lambda w: lax.cond(True, lambda v: v, lambda v: v * 1.0, w),
     lambda w: lax.fori_loop(0, 2, lambda _, v: v * 1.0, w),
@@ -222,7 +196,7 @@ _ALIKE: list[Callable[[Any], Any]] = [
 ]
 _MAPPED: list[tuple[Callable[[Any], Any], Callable[[Any], Any]]] = [
     (lambda w: w.astype(jnp.bfloat16).astype(jnp.float32), lambda w: w),
-    (_fake_quant, lambda w: w),
+    (rounded, lambda w: w),
     (lambda w: w + lax.stop_gradient(jnp.round(w * 256) / 256 - w), lambda w: w),
     (jnp.tanh, np.tanh),
     (jax.nn.softplus, lambda w: np.log1p(np.exp(w))),
@@ -570,25 +544,11 @@ def _in_parts(make, roles):
 _PLAIN = [_einsum, _matmul, _tensordot, _dot_general, _vmap]
 
 
-@functools.cache
-def _mesh() -> jax.sharding.Mesh:
-    return jax.sharding.Mesh(np.array(jax.devices()[:1]), ("d",))
-
-
 def _sharded(f):
     rows = jax.sharding.PartitionSpec("d")
     return jax.shard_map(
-        f, mesh=_mesh(), in_specs=(rows, jax.sharding.PartitionSpec()), out_specs=rows, check_vma=False
+        f, mesh=mesh(1), in_specs=(rows, jax.sharding.PartitionSpec()), out_specs=rows, check_vma=False
     )
-
-
-def _custom_vjp(f):
-    @jax.custom_vjp
-    def product(x, w):
-        return f(x, w)
-
-    product.defvjp(lambda x, w: (f(x, w), (x, w)), lambda saved, g: jax.vjp(f, *saved)[1](g))
-    return product
 
 
 def _while(f):
@@ -603,7 +563,7 @@ _AROUND: list[Callable[[Any], Any]] = [
     jax.jit,
     jax.checkpoint,
     _sharded,
-    _custom_vjp,
+    with_rule,
     _while,
     lambda f: lambda x, w: lax.cond(x.ravel()[0] > -9, f, lambda x, w: 2.0 * f(x, w), x, w),
     lambda f: lambda x, w: lax.switch(jnp.int32(x.ravel()[0] * 0), [f, lambda x, w: f(-x, w)], x, w),
@@ -611,9 +571,9 @@ _AROUND: list[Callable[[Any], Any]] = [
     lambda f: lambda x, w: lax.fori_loop(0, 2, lambda _, y: f(x, w) + 0.0 * y, 0.0 * f(x, w)),
     lambda f: lambda x, w: jnp.concatenate([f(x[:1], w), f(x[1:], w)]),
     lambda f: lambda x, w: f(x, w) + f(x, w * 0.5) - f(0.5 * x, w),
+    # The last: ragged_dot cannot be batched by it.
     lambda f: lambda x, w: jax.vmap(lambda row: f(row[None], w)[0])(x),
 ]
-_BY_ROW = 1  # how many of the last ones ragged_dot cannot be batched by
 
 
 # Layers: from the activations h of shape (rows, features) to the next.
@@ -645,7 +605,7 @@ def _dense(make: _Maker, h: np.ndarray) -> tuple[Layer, np.ndarray]:
     make.text.append(f"dense {spec} {kind.__name__ if kind else ''}")
     scale = make.arg(np.array(make.random.uniform(0.5, 2))) if make.chance(0.1) else None
     if make.chance(0.4):
-        around = make.random.choice(_AROUND[:-_BY_ROW] if kind is _ragged else _AROUND)
+        around = make.random.choice(_AROUND[:-1] if kind is _ragged else _AROUND)
         make.differentiable &= around is not _while
         make.text.append(f"around {_AROUND.index(around)}")
         f = around(f)
