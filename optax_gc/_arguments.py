@@ -86,9 +86,7 @@ def check_axes(axes: Any) -> None:
             f"gc({call}), which goes by what the model computes."
         )
     if isinstance(axes, int):
-        raise TypeError(
-            f"gc got {axes} where axes are expected: write gc(output_axis={axes}) for the units' axis."
-        )
+        raise TypeError(f"gc got {axes} where axes are expected: write gc(output_axis={axes}) for the units' axis.")
     leaves = [] if is_function(axes) else jax.tree_util.tree_leaves_with_path(axes)
     # NumPy's scalars are arrays, too, and a way to write an axis.
     arrays = [(path, leaf) for path, leaf in leaves if is_array(leaf) and leaf.shape]

@@ -202,8 +202,8 @@ def name_curves(axes):
     ends = [(to_axes.transform(line.get_xydata()[-1])[1], line) for line in axes.get_lines()]
     place = -np.inf
     for number, (end, line) in enumerate(sorted(ends, key=lambda pair: pair[0])):
-        # Apart from the one below, and with room for those above.
-        place = max(min(end, 1 - 0.09 * (len(ends) - 1 - number)), place + 0.09)
+        # Apart from the one below, with room for those above, and beside the panel if the curve has left it.
+        place = max(min(max(end, 0), 1 - 0.09 * (len(ends) - 1 - number)), place + 0.09)
         axes.text(
             1.03,
             place,

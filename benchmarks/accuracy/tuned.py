@@ -26,9 +26,10 @@ import optax
 import pandas as pd
 from about import about
 from models import ConvNet, Detector, UNet
+from report import PICTURES
 from tasks import Boxes, Classes, Segments
 from tqdm import tqdm
-from tuned_report import PICTURES, report
+from tuned_report import report
 
 import optax_gc
 
@@ -120,9 +121,9 @@ SCENES = Study(
     steps=150,
     batch=16,
     sweep_seeds=(0, 1),
-    seeds=tuple(range(10, 20)),
+    seeds=tuple(range(10, 15)),
 )
-DETECTION = dataclasses.replace(SCENES, task=Boxes(), model=Detector("group", 10))
+DETECTION = dataclasses.replace(SCENES, task=Boxes(), model=Detector("group", 10), seeds=tuple(range(10, 20)))
 
 
 def _with(study, **changes):

@@ -1,16 +1,29 @@
 """The tables and pictures of the tuned comparisons, from their CSV files alone."""
 
-import pathlib
-import sys
+import dataclasses
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import scipy.stats
+from experiments import ARMS
+from report import NBSP, STYLES, name_curves, save
 
-PICTURES = pathlib.Path(__file__).parents[2] / "docs" / "figures" / "accuracy"
-sys.path.insert(0, str(PICTURES.parent))
-from themes import save  # noqa: E402
-
+# How the tables and the pictures call the studies.
+TITLES = {
+    "tuned-fashion": "Fashion-MNIST",
+    "tuned-cifar": "CIFAR-100",
+    "tuned-fashion-adamw": "Fashion-MNIST, AdamW",
+    "segment": "segmentation",
+    "detect": "detection",
+    "fine": "five kinds of tops",
+    "fine-tuned": "five kinds of tops, fine-tuning",
+    "why-layers": "GC on some layers",
+    "why-mean": "a mean over the batch taken away before group norm",
+    "why-scale": "batch norm that takes no mean away",
+    "why-norm-first": "batch norm before each convolution",
+    "why-centred": "group norm, inputs centred by hand",
+}
+NORMS = {"gn": "group norm", "bn": "batch norm"}
 CLOSE = 1.0  # points below an arm's best rate that still count as working
 
 
@@ -19,6 +32,9 @@ class Tuned:
 
     def __init__(self, name, study, frame):
         self.name, self.study, self.frame = name, study, frame
+        group, _, norm = name.rpartition("-")
+        self.group = group if norm in NORMS else name
+        self.title = TITLES.get(self.group, self.group) + (f", {NORMS[norm]}" if norm in NORMS else "")
         self.arms = [arm for arm in study.arms if arm in set(frame["arm"])]
         self.sweep = frame[frame["phase"] == "sweep"]
         self.final = frame[frame["phase"] == "final"]
@@ -35,23 +51,15 @@ class Tuned:
 
     def best(self, arm):
         """The test score of `none` at its rate, or the difference of another arm at its own from it."""
-        if arm not in self.test:
-            return "not run"
-        at = f" at {self.rate(arm)}" + (" (edge)" if self.at_edge(arm) else "")
+        at = f" at{NBSP}{self.rate(arm)}" + f"{NBSP}(edge)" * self.at_edge(arm)
         if arm == "none":
-            return f"{self.test[arm].mean():.2f} ± {self.test[arm].std():.2f}{at}"
+            return f"{self.test[arm].mean():.2f}{NBSP}±{NBSP}{self.test[arm].std():.2f}{at}"
         return f"{interval(self.test[arm] - self.test['none'])}{at}"
 
-    def same_rate(self, arm):
-        """The difference in validation score at the best rate of `none`, over the seeds of the sweep."""
-        at = self.sweep[self.sweep["rate"] == self.curve["none"].idxmax()]
-        table = at.pivot_table(index="seed", columns="arm", values="validation")
-        return interval(table[arm] - table["none"])
-
-    def works(self, arm):
-        """The rates whose mean validation score is within a point of the arm's best."""
-        good = self.curve.index[self.curve[arm] >= self.curve[arm].max() - CLOSE]
-        return f"{good[0]:.3g} to {good[-1]:.3g} ({len(good)} of {len(self.curve)})"
+    def works(self, arm, bar):
+        """The rates whose mean validation score is within a point of the best of the arm `bar`."""
+        good = self.curve.index[self.curve[arm] >= self.curve[bar].max() - CLOSE]
+        return f"{good[0]:.3g} to {good[-1]:.3g} ({len(good)}{NBSP}rates)"
 
     def shares(self, arm):
         frame = self.final if arm in set(self.final["arm"]) else self.sweep
@@ -61,22 +69,24 @@ class Tuned:
 
     def about(self):
         study, model, task = self.study, self.study.model, self.study.task
-        facts = [f"{task}", f"{type(model).__name__}, {model.norm} norm", study.optimizer]
-        facts += [f"weight decay {study.weight_decay:g}", f"batch {study.batch}", f"{study.epochs} epochs"]
-        facts += [f"of {study.steps} steps"] * bool(study.steps)
+        changed = [f for f in dataclasses.fields(task) if getattr(task, f.name) != f.default]
+        facts = [f"{type(task).__name__}({', '.join(f'{f.name}={getattr(task, f.name)!r}' for f in changed)})"]
+        facts += [f"{type(model).__name__} ({model.norm} norm)", study.optimizer]
+        facts += [f"weight decay {study.weight_decay:g}", f"batch {study.batch}"]
+        facts += [f"{study.epochs} epochs" + (f" of {study.steps} steps" if study.steps else "")]
         for phase, of in (("sweep", self.sweep), ("final", self.final)):
             if len(of):
-                facts.append(f"{phase}: seeds {', '.join(str(seed) for seed in sorted(of['seed'].unique()))}")
+                facts.append(f"{phase}: seeds {of['seed'].min()} to {of['seed'].max()}")
         made = [*self.frame["device"].dropna().unique(), *self.frame["versions"].dropna().unique()]
         return f"{', '.join(facts)}. {'; '.join(made)}."
 
     def table(self):
-        """Mean validation score ± standard deviation for each rate and arm, then the test scores of each seed."""
-        spread = self.sweep.pivot_table(index="rate", columns="arm", values="validation", aggfunc="std")
-        cells = {
-            arm: [f"{m:.2f} ± {s:.2f}" for m, s in zip(self.curve[arm], spread[arm], strict=True)] for arm in self.arms
-        }
-        return pd.DataFrame({"rate": [f"{rate:.3g}" for rate in self.curve.index], **cells})
+        """Mean validation score ± standard deviation for each rate and arm."""
+        runs = self.sweep.groupby(["arm", "rate"])["validation"]
+        cells = runs.mean().map("{:.2f}".format) + f"{NBSP}±{NBSP}" + runs.std().map("{:.2f}".format)
+        return pd.DataFrame(
+            {"rate": [f"{rate:.3g}" for rate in self.curve.index]} | {arm: cells[arm].to_list() for arm in self.arms}
+        )
 
 
 def interval(differences):
@@ -85,61 +95,87 @@ def interval(differences):
     if len(differences) < 2:
         return f"{mean:+.2f}"
     half = scipy.stats.sem(differences) * scipy.stats.t.ppf(0.975, len(differences) - 1)
-    return f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]"
+    return f"{mean:+.2f} [{mean - half:+.2f},{NBSP}{mean + half:+.2f}]"
 
 
-def across(results, cell):
+def best(results):
     """One row a study, one column an arm."""
-    return pd.DataFrame([{"study": r.name} | {arm: cell(r, arm) for arm in r.arms} for r in results]).fillna("")
+    table = pd.DataFrame([{"task": r.title} | {arm: r.best(arm) for arm in r.arms} for r in results]).fillna("")
+    units = [r.study.task.unit for r in results]
+    if len(set(units)) > 1:
+        table.insert(1, "score", units)
+    return table.assign(seeds=[len(r.test) for r in results])
+
+
+def summary(results):
+    """For the page that sums up."""
+    rows = [
+        {"task": r.title, "score": r.study.task.unit, "without": r.best("none"), "with": r.best("before")}
+        for r in results
+    ]
+    return pd.DataFrame(rows)
 
 
 def tables(results):
     """The tables of the report, by the name under which the documentation includes them."""
     finals = [r for r in results if len(r.test)]
-    groups = {"rates": ("tuned-",), "scenes": ("segment", "detect"), "fine": ("fine",), "why": ("why-",)}
-    made = {}
-    for group, starts in groups.items():
-        of = [r for r in finals if r.name.startswith(starts)]
-        table = across(of, Tuned.best)
-        if len(table):
-            table.insert(1, "score", [r.study.task.unit for r in of])
-            table["seeds"] = [len(r.test) for r in of]
-            made[group] = table
-    made["range"] = across(results, Tuned.works)
-    made["same"] = across(results, lambda r, arm: "" if arm == "none" else r.same_rate(arm)).drop(columns="none")
-    layers = [r for r in results if r.name.startswith(("why", "tuned-fashion-gn", "tuned-fashion-bn", "tuned-cifar"))]
+    groups = {
+        "rates": ("tuned-",),
+        "scenes": ("segment", "detect"),
+        "fine": ("fine",),
+        "why": ("why-mean", "why-scale", "why-norm-first", "why-centred"),
+        "why_layers": ("why-layers",),
+    }
+    made = {group: [r for r in finals if r.name.startswith(starts)] for group, starts in groups.items()}
+    made = {group: best(of) for group, of in made.items() if of}
+    tuned = [r for r in finals if not r.name.startswith("why")]
+    if tuned:
+        made["summary"] = summary(tuned)
+    # Of scenes there are few seeds, and their scores differ by more than a point. At an edge, the range is cut off.
+    wide = [r for r in results if r.name.startswith(("tuned", "fine")) and not r.at_edge("none")]
+    made["range"] = pd.DataFrame(
+        [
+            {
+                "task": r.title,
+                "none": r.works("none", "none"),
+                "before": r.works("before", "before"),
+                "before, by the best of none": r.works("before", "none"),
+            }
+            for r in wide
+        ]
+    )
+    layers = [r for r in results if r.name.startswith(("tuned-fashion-gn", "tuned-fashion-bn", "tuned-cifar", "why"))]
     made["layers"] = pd.DataFrame(
-        [{"study": r.name, "arm": arm} | r.shares(arm) for r in layers for arm in r.arms]
+        [{"task": r.title, "arm": arm} | r.shares(arm) for r in layers for arm in r.arms if arm in ("none", "before")]
     ).fillna("")
     return {name: table for name, table in made.items() if len(table)}
 
 
-def curves(results, width=2):
+def curves(results):
     """Draws the validation score over the learning rate, one panel a study."""
 
     def draw(theme):
-        height = -(-len(results) // width)
-        figure, grid = plt.subplots(height, width, figsize=(7.6, 2.6 * height), layout="constrained", squeeze=False)
-        for axes, r in zip(grid.flat, results, strict=False):
-            for number, arm in enumerate(r.arms):
+        # As wide as the column of a phone, or as half of a page.
+        figure, column = plt.subplots(
+            len(results), figsize=(3.8, 2.5 * len(results)), layout="constrained", squeeze=False, sharex=True
+        )
+        for axes, r in zip(column.flat, results, strict=True):
+            for arm in r.arms:
                 runs = r.sweep[r.sweep["arm"] == arm].groupby("rate")["validation"]
-                style = {"marker": "osD^"[number], "linestyle": ("-", "--", ":", "-.")[number]}
-                axes.errorbar(
-                    runs.mean().index, runs.mean(), yerr=runs.std(), label=arm, markersize=3, capsize=2, **style
-                )
+                mean, std = runs.mean(), runs.std().fillna(0)
+                number = list(ARMS).index(arm)
+                style = {"linestyle": STYLES[number % len(STYLES)], "marker": "o", "markersize": 3}
+                axes.plot(mean.index, mean, color=f"C{number}", label=arm, **style)
+                axes.fill_between(mean.index, mean - std, mean + std, color=f"C{number}", alpha=0.15, linewidth=0)
             # What is far below the best says only that the rate is no good.
             top, low = r.curve.max().max(), r.curve.min().min()
-            axes.set_ylim(max(low, top - 15) - 1, top + 1)
+            axes.set_ylim(max(low, top - 20) - 1, top + 1)
             axes.set_xscale("log", base=2)
-            rates = r.curve.index
-            axes.set_xticks(rates, [f"{rate:.2g}" for rate in rates], fontsize="x-small")
-            axes.set_title(f"{r.name}: {r.study.task.unit}", fontsize="small")
-            axes.set_xlabel("learning rate", fontsize="small")
-            axes.tick_params(labelsize="x-small", which="both")
+            axes.set_xticks(r.curve.index, [f"{rate:.2g}" for rate in r.curve.index], rotation=45)
+            axes.set_title(f"{r.title}\nvalidation {r.study.task.unit}", fontsize="medium", loc="left")
             axes.grid(alpha=0.3)
-            axes.legend(fontsize="x-small")
-        for axes in grid.flat[len(results) :]:
-            axes.set_axis_off()
+            name_curves(axes)
+        axes.set_xlabel("learning rate")
         return figure
 
     return draw
@@ -158,13 +194,12 @@ def report(studies, out, pictures):
         parts.append(f"<!-- --8<-- [start:{name}] -->\n{text}\n<!-- --8<-- [end:{name}] -->")
     parts.append("<!-- --8<-- [start:every] -->")
     for r in results:
-        parts += [f"### {r.name}", r.about(), r.table().to_markdown(index=False, disable_numparse=True)]
+        table = r.table().to_markdown(index=False, disable_numparse=True)
+        parts += [f"**{r.title}**", f"`{r.name}`: {r.about()}", table]
     parts.append("<!-- --8<-- [end:every] -->")
     (out / "results.md").write_text("\n\n".join(parts) + "\n")
 
     pictures.mkdir(parents=True, exist_ok=True)
-    groups = {"rates": ("tuned-",), "scenes": ("segment", "detect"), "fine": ("fine",)}
-    for name, starts in groups.items():
-        of = [r for r in results if r.name.startswith(starts)]
-        if of:
-            save(curves(of), f"tuned_{name}", pictures)
+    for group in dict.fromkeys(r.group for r in results if not r.name.startswith("why")):
+        of = [r for r in results if r.group == group]
+        save(curves(of), "tuned_" + group.removeprefix("tuned-").replace("-", "_"), pictures)
