@@ -128,13 +128,21 @@ def test_a_bad_value_gets_one_clear_line(arguments, message, main, tmp_path, cap
 
 def test_an_interrupt_keeps_what_is_finished(tmp_path):
     arguments = ["--epochs", "2", "--seeds", "100000", "--arms", "none", "--batch-size", "128"]
-    process = subprocess.Popen([*TRAIN, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    shown = b""
-    while b"seed 2" not in shown:
-        shown += (chunk := os.read(process.stderr.fileno(), 4096))
-        assert chunk, shown.decode()
-    process.send_signal(signal.SIGINT)
-    output, errors = (stream.decode() for stream in process.communicate(timeout=60))
+    # A shell has its background jobs ignore the interrupt, and what they start inherits that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen([*TRAIN, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    try:
+        shown = b""
+        while b"seed 2" not in shown:
+            shown += (chunk := os.read(process.stderr.fileno(), 4096))
+            assert chunk, shown.decode()
+        process.send_signal(signal.SIGINT)
+        output, errors = (stream.decode() for stream in process.communicate(timeout=60))
+    finally:
+        process.kill()
     assert "Interrupted: only finished runs are shown." in output
     assert int(rows(output)["none"][0]) >= 2
     assert (tmp_path / "out" / "train_digits.png").exists()

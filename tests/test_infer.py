@@ -385,7 +385,7 @@ def test_an_operation_in_another_form_is_unknown_and_nothing_that_its_rule_said_
 
 def test_a_rule_that_gives_up_late_takes_back_what_it_said(monkeypatch):
     def late(walk, eqn, ins):
-        walk.refuse([view for value in ins for view in value.views], eqn, "said too early")
+        walk.refuse([view for value in ins for view in value.views], "said too early")
         return eqn["a parameter that no version has"]
 
     monkeypatch.setitem(_api.RULES, "tanh", late)

@@ -18,7 +18,7 @@ from optax_gc._infer._decide import decide, votes_of
 from optax_gc._infer._source import source_line
 from optax_gc._infer._values import Level, Value
 from optax_gc._infer._views import Param, stored
-from optax_gc._infer._walk import ELEMENT, Walk
+from optax_gc._infer._walk import Walk
 
 RULES = {**_pieces.RULES, **_maths.RULES, **_products.RULES, **_loops.RULES, **_devices.RULES}
 
@@ -94,7 +94,7 @@ def infer_axes(fn: Callable[..., Any], params: PyTree, *args: Any, **kwargs: Any
     results = walk.jaxpr(jaxpr, [*weights, *inputs])
     for value in results:
         met = [view for view in value.views if view.product or view.scaled or view.picks]
-        walk.close(met, None, ELEMENT)
+        walk.close(met)
     if not _depends(jaxpr.jaxpr, len(weights)):
         raise ValueError(
             "nothing that fn returns depends on the params. fn must compute from its first argument; found "

@@ -25,14 +25,14 @@ class Vote(NamedTuple):
     tier: Tier
     axes: WeightAxes | None
     reason: str
-    eqn: Any
+    trail: tuple[Any, ...]
 
 
 def votes_of(walk: Walk) -> dict[Param, list[Vote]]:
     """What was said of each parameter."""
     votes: dict[Param, list[Vote]] = {remark.of: [] for remark in walk.remarks}
     for remark in walk.remarks:
-        votes[remark.of].append(Vote(remark.tier, None, remark.reason, remark.eqn))
+        votes[remark.of].append(Vote(remark.tier, None, remark.reason, remark.trail))
     # What is read again and again is judged once.
     groups = {frozenset(group.views): (group, Tier.WITH_DATA) for group in walk.groups}
     for use, view in walk.products.items():
@@ -43,14 +43,14 @@ def votes_of(walk: Walk) -> dict[Param, list[Vote]]:
         uses = [(view, view.use) for view in group.views if view.use]
         if verdict is not None and uses:
             tier = min(max(use.tier, Tier.NO_GRADIENT if view.stopped else least) for view, use in uses)
-            eqn = uses[0][1].eqn
-            vote = Vote(tier, verdict.axes, verdict.reason or short(eqn.primitive.name), eqn)
+            trail = uses[0][1].trail
+            vote = Vote(tier, verdict.axes, verdict.reason or short(trail[0].primitive.name), trail)
             votes.setdefault(group.of, []).append(vote)
     return votes
 
 
 def decide(
-    votes: Sequence[Vote], shape: tuple[int, ...], unused: str, where: Callable[[Any], str]
+    votes: Sequence[Vote], shape: tuple[int, ...], unused: str, where: Callable[[tuple[Any, ...]], str]
 ) -> tuple[WeightAxes | None, str]:
     """Returns the axes that all uses of the first tier agree on, or None, and the reason in words."""
     if not votes:
@@ -58,21 +58,21 @@ def decide(
     tier = min(vote.tier for vote in votes)
     votes = [vote for vote in votes if vote.tier == tier]
     if tier in _NO_WORD:
-        return None, f"{_NO_WORD[tier]}{where(votes[0].eqn)}"
+        return None, f"{_NO_WORD[tier]}{where(votes[0].trail)}"
     uses = [(vote, vote.axes) for vote in votes if vote.axes is not None]
     alone = [vote for vote in votes if vote.axes is None]
     if alone:
-        reason = f"{alone[0].reason}{where(alone[0].eqn)}"
-        return None, f"{reason}; also {uses[0][0].reason}{where(uses[0][0].eqn)}" if uses else reason
+        reason = f"{alone[0].reason}{where(alone[0].trail)}"
+        return None, f"{reason}; also {uses[0][0].reason}{where(uses[0][0].trail)}" if uses else reason
     by_inputs: dict[tuple[int, ...], Vote] = {}
     for vote, axes in uses:
         # An axis of size one has no say in a mean.
         by_inputs.setdefault(tuple(axis for axis in axes.in_axes if shape[axis] > 1), vote)
     if len(by_inputs) > 1:
-        ways = ", ".join(f"{axes} by {vote.reason}{where(vote.eqn)}" for axes, vote in by_inputs.items())
+        ways = ", ".join(f"{axes} by {vote.reason}{where(vote.trail)}" for axes, vote in by_inputs.items())
         return None, f"used with different input axes: {ways}"
     first, axes = uses[0]
-    reason = f"{first.reason}{where(first.eqn)}"
+    reason = f"{first.reason}{where(first.trail)}"
     if math.prod(shape[axis] for axis in axes.in_axes) <= 1:
         return None, f"one input: {reason}"
     batch = set(axes.batch_axes).intersection(*(other.batch_axes for _, other in uses))

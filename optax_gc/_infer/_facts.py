@@ -67,6 +67,7 @@ def _gone(facts: Facts) -> frozenset[int]:
 
 def _arithmetic(name: str, facts: list[Facts], shapes: list[tuple[int, ...]], out: tuple[int, ...]) -> Facts:
     every = frozenset(range(len(out)))
+    zeros = [fact.zero for fact in facts]
     flats, hots, distincts = [], [], []
     for fact, shape in zip(facts, shapes, strict=True):
         here = frozenset(t for t in every if len(shape) == len(out) and shape[t] == out[t])
@@ -75,18 +76,19 @@ def _arithmetic(name: str, facts: list[Facts], shapes: list[tuple[int, ...]], ou
         hots.append(every | {GONE} if fact.zero else fact.hot & (here | {GONE}))
         distincts.append(fact.distinct & here)
     hot: frozenset[int] = frozenset()
-    cold = hot
+    cold, zero = hot, False
     if name in ("mul", "and"):
-        hot = hot.union(*hots)
+        hot, zero = hot.union(*hots), any(zeros)
     elif name == "select_n":
+        zero = all(zeros[1:])
         hot = hots[0] if facts[1].zero else facts[0].cold if facts[-1].zero else hot
         rest = [h for h, fact in zip(hots[1:], facts[1:], strict=True) if not fact.zero]
         hot = hot | rest[0] if len(rest) == 1 else hot
     elif name in _KEEP_ZERO:
-        hot = hots[0]
+        hot, zero = hots[0], zeros[0]
     elif name in ("max", "min", "add", "sub"):
         rest = [h for h, fact in zip(hots, facts, strict=True) if not fact.zero]
-        hot = rest[0] if len(rest) == 1 else hot
+        hot, zero = rest[0] if len(rest) == 1 else hot, all(zeros)
     elif name == "not":
         hot, cold = facts[0].cold, facts[0].hot
     elif name == "ne":
@@ -96,7 +98,7 @@ def _arithmetic(name: str, facts: list[Facts], shapes: list[tuple[int, ...]], ou
     distinct: frozenset[int] = frozenset()
     if name in ("add", "sub"):
         distinct = (distincts[0] & flats[1]) | (distincts[1] & flats[0])
-    return Facts(every.intersection(*flats), hot, cold, distinct)
+    return Facts(every.intersection(*flats), hot, cold, distinct, zero)
 
 
 def _moved(eqn: Equation, ins: Sequence[Value]) -> Facts:

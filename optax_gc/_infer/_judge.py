@@ -53,7 +53,17 @@ def judge(views: Sequence[View], param: Param) -> Verdict | None:
 
 
 def _trimmed(view: View) -> View:
-    """Drops the positions of summed dims that hold no weight."""
+    """Drops the positions of summed dims that hold no weight, and summed dims that only say whether there is one."""
+    counts = collections.Counter(dim for array in (*view.coords, *view.masks) for dim in array.dims)
+    masks: list[Named] = []
+    for mask in view.masks:
+        rest = tuple(dim for dim in mask.dims if dim not in view.summed or counts[dim] > 1)
+        if len(rest) < len(mask.dims):
+            there = mask.table(rest, [dim for dim in mask.dims if dim not in rest]).any(1)
+            mask = Named(rest, np.reshape(there, [dim.size for dim in rest]))
+        if not mask.data.all():
+            masks.append(mask)
+    view = view.replace(masks=tuple(masks))
     for mask in view.masks:
         if len(mask.dims) == 1 and mask.dims[0] in view.summed:
             view = _where(view, mask, Dim(int(mask.data.sum())))

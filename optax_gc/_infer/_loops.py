@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence, Set
+import itertools
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 import jax.extend.core as jex
@@ -40,13 +41,13 @@ def cond(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     for cases in zip(*(walk.jaxpr(branch, operands) for branch in eqn["branches"]), strict=True):
         level = max(case.level for case in cases)
         if level == Level.DATA:
-            results.append(Value(level, choice(walk, eqn, cases)))
+            results.append(Value(level, choice(walk, cases)))
             continue
         kept = one_of([case.views for case in cases])
         by_data = which.level == Level.DATA and level != Level.WEIGHT
         results.append(Value(Level.DATA if by_data else level, () if by_data else tuple(kept)))
         if by_data:
-            walk.refuse(kept, eqn, "chosen in place of data")
+            walk.refuse(kept, "chosen in place of data")
     return results
 
 
@@ -108,27 +109,29 @@ def _steps(test: Any, body: Any, tested: Sequence[Value], n_consts: int, carry: 
     if compare.outvars[0] is not jaxpr.outvars[0]:
         return None
     values = [*tested, *carry]
-    sides: list[list[np.ndarray]] = []
+    sides: list[Iterator[np.ndarray]] = []
     for atom in compare.invars:
         if type(atom) is jex.Literal:
-            sides.append([np.asarray(atom.val)] * _STEPS)
+            sides.append(itertools.repeat(np.asarray(atom.val)))
             continue
         i = jaxpr.invars.index(atom)
         known = values[i].known
         if known is None or known.loops:
             return None
-        count = _counted(body, n_consts, i - len(tested), known, _STEPS) if i >= len(tested) else None
-        sides.append(count or [known.at({})] * _STEPS)
-    going = [bool(ON_INTEGERS[compare.primitive.name](*pair)) for pair in zip(*sides, strict=True)]
-    length = going.index(False) if False in going else 0
-    return Dim(length) if length else None
+        count = _counted(body, n_consts, i - len(tested), known) if i >= len(tested) else None
+        sides.append(count or itertools.repeat(known.at({})))
+    going = itertools.islice(zip(*sides, strict=False), _STEPS)
+    for length, pair in enumerate(going):
+        if not ON_INTEGERS[compare.primitive.name](*pair):
+            return Dim(length) if length else None
+    return None
 
 
-def _counted(body: Any, n_consts: int, i: int, start: Constant, length: int) -> list[np.ndarray] | None:
-    """The values of a carried integer that depends on nothing but itself, at each step."""
+def _counted(body: Any, n_consts: int, i: int, start: Constant) -> Iterator[np.ndarray] | None:
+    """The values of a carried integer that depends on nothing but itself, step by step."""
     jaxpr = open_jaxpr(body)
     var, out = jaxpr.invars[n_consts + i], jaxpr.outvars[i]
-    if shape_of(var) or not is_integer(var.aval.dtype) or start.loops or length > _STEPS:
+    if shape_of(var) or not is_integer(var.aval.dtype) or start.loops:
         return None
     needed, eqns = {out}, []
     for eqn in reversed(jaxpr.eqns):
@@ -138,25 +141,26 @@ def _counted(body: Any, n_consts: int, i: int, start: Constant, length: int) -> 
     made = {var, *(out for eqn in eqns for out in eqn.outvars)}
     if not needed <= made or any(eqn.primitive.name not in ON_INTEGERS for eqn in eqns):
         return None
-    counted, value = [], start.at({})
-    for _ in range(length):
-        counted.append(value)
-        env = {var: value}
-        for eqn in reversed(eqns):
-            env[eqn.outvars[0]] = fold(
-                eqn, [np.asarray(a.val) if type(a) is jex.Literal else env[a] for a in eqn.invars]
-            )
-        value = env[out]
-    return counted
+
+    def counted(value: np.ndarray) -> Iterator[np.ndarray]:
+        while True:
+            yield value
+            env = {var: value}
+            for eqn in reversed(eqns):
+                numbers = [np.asarray(a.val) if type(a) is jex.Literal else env[a] for a in eqn.invars]
+                env[eqn.outvars[0]] = fold(eqn, numbers)
+            value = env[out]
+
+    return counted(start.at({}))
 
 
 def _counter(body: Any, n_consts: int, i: int, value: Value, step: Dim | None, reverse: bool) -> Constant | None:
-    if step is None or value.known is None:
+    if step is None or value.known is None or step.size > _STEPS:
         return None
-    counted = _counted(body, n_consts, i, value.known, step.size)
-    if not counted:
+    counted = _counted(body, n_consts, i, value.known)
+    if counted is None:
         return None
-    numbers = np.stack(counted[::-1] if reverse else counted)
+    numbers = np.stack([*itertools.islice(counted, step.size)][:: -1 if reverse else 1])
     return Constant(lambda _, i: numbers[i], [step_of(step)])
 
 
@@ -203,27 +207,27 @@ def _loop(
         if counters[i]:
             outs.append(Value(Level.CONST))
         elif moved[i] and levels[i] < Level.DATA:
-            walk.refuse([*value.views, *result.views], eqn, "changes in a loop")
+            walk.refuse([*value.views, *result.views], "changes in a loop")
             outs.append(Value(levels[i]))
         elif (mark := marks[i]) is None:
             outs.append(Value(levels[i], result.views))
         else:
-            views = _without(walk, eqn, result.views, sums - {mark.of})
-            outs.append(Value(Level.DATA, _carried(walk, eqn, value.views, mark, views, step)))
+            views = _without(walk, result.views, sums - {mark.of})
+            outs.append(Value(Level.DATA, _carried(walk, value.views, mark, views, step)))
     stacked = results[len(carry) :]
-    return [*outs, *(dataclasses.replace(v, views=_without(walk, eqn, v.views, sums)) for v in stacked)]
+    return [*outs, *(dataclasses.replace(v, views=_without(walk, v.views, sums)) for v in stacked)]
 
 
-def _without(walk: Walk, eqn: Equation, views: Sequence[View], sums: Set[Mark]) -> tuple[View, ...]:
+def _without(walk: Walk, views: Sequence[View], sums: Set[Mark]) -> tuple[View, ...]:
     """What a loop gives of a sum before it is complete stands for itself; what else is in it is left alone."""
     partial = {view.of for view in views if isinstance(view.of, Mark) and view.of in sums}
     if not partial:
         return tuple(views)
     own = [view for view in views if not isinstance(view.of, Mark)]
     if all(map(walk.was_read, partial)):
-        walk.close(own, eqn)
+        walk.close(own)
     else:
-        walk.refuse(own, eqn, MOVES)
+        walk.refuse(own, MOVES)
     for mark in partial:
         walk.read(mark)
     return tuple(view for view in views if isinstance(view.of, Mark) and view.of not in sums)
@@ -234,10 +238,10 @@ def _come_back(before: Sequence[View], after: Sequence[View]) -> bool:
 
 
 def _carried(
-    walk: Walk, eqn: Equation, start: Sequence[View], mark: View, results: Sequence[View], step: Dim | None
+    walk: Walk, start: Sequence[View], mark: View, results: Sequence[View], step: Dim | None
 ) -> tuple[View, ...]:
     """What a loop over data returns: where it adds to its carry and does not read it, a sum over its steps."""
-    walk.refuse([view for view in start if not view.product], eqn, "where a loop over data starts")
+    walk.refuse([view for view in start if not view.product], "where a loop over data starts")
     start = [view for view in start if view.product]
     mine = [view for view in results if view.of is mark.of]
     outer = [view for view in results if isinstance(view.of, Mark) and view.of is not mark.of]
@@ -246,17 +250,17 @@ def _carried(
     read = walk.was_read(mark.of)
     adds_up = len(mine) == 1 and same(mine[0], mark)
     if mine and not adds_up and not (read and all(view.lost or same(view, mark) for view in mine)):
-        walk.refuse([*start, *own], eqn, MOVES)
+        walk.refuse([*start, *own], MOVES)
     elif not mine or read:
-        walk.close(start, eqn)
-        walk.close(own, eqn)
+        walk.close(start)
+        walk.close(own)
     elif any(view.picks for view in own):
-        walk.refuse([view for view in own if view.picks], eqn, CHOSEN)
-        walk.close([*start, *(view for view in own if not view.picks)], eqn)
+        walk.refuse([view for view in own if view.picks], CHOSEN)
+        walk.close([*start, *(view for view in own if not view.picks)])
     elif indexed := [v for v in own if step and v.along({step}) and v.use and step not in v.use.steps]:
         # What the loop adds up are parts of a product, not products of parts.
         batches = any(v.use.shares & v.along({step}) for v in indexed if v.use and step)
-        (walk.refuse if batches else walk.close)([*start, *own], eqn, "added up after its product")
+        (walk.refuse if batches else walk.close)([*start, *own], "added up after its product")
     else:
         steps = frozenset([step] if step else [])
         own = [view.replace(summed=view.summed | (steps & view.varying())) for view in own]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax.numpy as jnp
@@ -33,19 +32,19 @@ def elementwise(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Val
     level = level_of(ins)
     if level == Level.DATA or (level == Level.SCALED and any(_several(value) for value in ins)):
         for value in ins:
-            walk.close(value.views, eqn, f"{ELEMENT} ({eqn.name})")
+            walk.close(value.views, f"{ELEMENT} ({eqn.name})")
         return [Value(Level.DATA)] * len(eqn.outs)
     views = [view for value, shape in zip(ins, eqn.shapes, strict=True) for view in _placed(value, shape, eqn.out)]
     if level == Level.SCALED:
         views = [view.replace(bent=True) for view in views]
-    return [Value(level, combined(walk, eqn, views))] * len(eqn.outs)
+    return [Value(level, combined(walk, views))] * len(eqn.outs)
 
 
 def nonlinear(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """A function of whole axes, known to be no sum: views are read."""
     for value in ins:
-        walk.refuse([view for view in value.views if not view.product], eqn, f"enters {short(eqn.name)}")
-        walk.close([view for view in value.views if view.product], eqn)
+        walk.refuse([view for view in value.views if not view.product], f"enters {short(eqn.name)}")
+        walk.close([view for view in value.views if view.product])
     return [Value(level_of(ins))] * len(eqn.outs)
 
 
@@ -64,14 +63,14 @@ def add(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
                 views.append(view)
             elif level == Level.SCALED:
                 if value.level == Level.WEIGHT and view.of not in other.sources:
-                    walk.refuse([view], eqn, "added to the data")
+                    walk.refuse([view], "added to the data")
                 else:
                     views.append(view)
             elif not view.product:
-                (walk.close if view.scaled else walk.refuse)([view], eqn, "added to the data")
+                (walk.close if view.scaled else walk.refuse)([view], "added to the data")
             elif not walk.is_settled(view):
                 views.append(view)
-    return [Value(level, combined(walk, eqn, views) if level == Level.SCALED else tuple(views))]
+    return [Value(level, combined(walk, views) if level == Level.SCALED else tuple(views))]
 
 
 def _need_no_comparison(walk: Walk, level: Level, a: Value, b: Value) -> bool:
@@ -89,21 +88,20 @@ def mul(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     if level < Level.SCALED:
         return elementwise(walk, eqn, [_turned(eqn, a, b), _turned(eqn, b, a)])
     if eqn.name == "div" and b.views:
-        walk.refuse([view for view in b.views if not view.product], eqn, "divides the data")
-        walk.close([view for view in b.views if view.product], eqn)
+        walk.refuse([view for view in b.views if not view.product], "divides the data")
+        walk.close([view for view in b.views if view.product])
         b = Value(b.level)
     views: list[View] = []
     for value, other, shape, other_shape in ((a, b, *eqn.shapes), (b, a, *reversed(eqn.shapes))):
-        scalar = math.prod(other_shape) == 1 and not other.views
-        if value.level == Level.DATA and not (other.level == Level.CONST or scalar):
-            walk.close(value.views, eqn)
+        if value.level == Level.DATA and other.level != Level.CONST:
+            walk.close(value.views)
         elif value.level < Level.DATA and other.level == Level.DATA:
             views += _scaled(walk, eqn, value, other, shape, other_shape)
         else:
             views += _placed(value, shape, eqn.out)
     raw = any(isinstance(view.of, Param) and not view.product for view in views)
     result = Level.SCALED if raw or level < Level.DATA else Level.DATA
-    return [Value(result, combined(walk, eqn, views) if result == Level.SCALED else tuple(views))]
+    return [Value(result, combined(walk, views) if result == Level.SCALED else tuple(views))]
 
 
 def _scaled(
@@ -111,13 +109,13 @@ def _scaled(
 ) -> list[View]:
     """Notes along which dims a factor of data varies. A sum of shifted products is read before the next factor."""
     if value.level == Level.SCALED and _several(value):
-        walk.close(value.views, eqn)
+        walk.close(value.views)
         return []
     flat = other.facts.flat if len(factor) == len(eqn.out) else frozenset()
     factor = (1,) * (len(eqn.out) - len(factor)) + factor
     along = [t for t, size in enumerate(factor) if size > 1 and t not in flat]
     views = [
-        view.replace(scaled=view.scaled | view.on(along), use=Use(walk.tier(view), eqn.eqn))
+        view.replace(scaled=view.scaled | view.on(along), use=Use(walk.tier(view), walk.trail))
         for view in _placed(value, shape, eqn.out)
     ]
     # A factor that is zero but for one position looks up.
@@ -151,11 +149,11 @@ def select(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
         for case, shape in zip(cases, eqn.shapes[1:], strict=True)
     ]
     if level == Level.DATA:
-        walk.summarise([view for view in which.views if not view.product], eqn)
-        walk.close([view for view in which.views if view.product], eqn)
-        return [Value(level, choice(walk, eqn, placed))]
-    walk.summarise(which.views, eqn)
-    views = combined(walk, eqn, one_of([case.views for case in placed]))
+        walk.summarise([view for view in which.views if not view.product])
+        walk.close([view for view in which.views if view.product])
+        return [Value(level, choice(walk, placed))]
+    walk.summarise(which.views)
+    views = combined(walk, one_of([case.views for case in placed]))
     return [Value(max(level, Level.SCALED) if which.level == Level.DATA and views else max(level, which.level), views)]
 
 
@@ -169,18 +167,18 @@ def one_of(cases: Sequence[Sequence[View]]) -> list[View]:
     return kept
 
 
-def choice(walk: Walk, eqn: Equation, cases: Sequence[Value]) -> tuple[View, ...]:
+def choice(walk: Walk, cases: Sequence[Value]) -> tuple[View, ...]:
     """Products of which one case is chosen go on where all that have any agree; else each is a unit of its own."""
     uses: dict[Param | Mark, set[frozenset[Use | None]]] = collections.defaultdict(set)
     kept: list[View] = []
     for case in cases:
-        walk.refuse([view for view in case.views if not view.product], eqn, "chosen in place of data")
+        walk.refuse([view for view in case.views if not view.product], "chosen in place of data")
         products = [view for view in case.views if view.product]
         for source in {view.of for view in products}:
             uses[source].add(frozenset(view.use for view in products if view.of is source))
     for case in cases:
         products = [view for view in case.views if view.product]
-        walk.close([view for view in products if len(uses[view.of]) > 1], eqn)
+        walk.close([view for view in products if len(uses[view.of]) > 1])
         for view in products:
             open_ = len(uses[view.of]) == 1 and (isinstance(view.of, Mark) or not walk.is_settled(view))
             if open_ and not any(same(view, other) for other in kept if other.use is view.use):
@@ -200,7 +198,7 @@ def reduction(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value
     results = []
     for value in ins:
         if value.level <= Level.WEIGHT:
-            walk.summarise(value.views, eqn)
+            walk.summarise(value.views)
             results.append(Value(value.level))
             continue
         views = tuple(found for view in value.views for found in _reduced(walk, eqn, view, axes))
@@ -214,35 +212,35 @@ def _reduced(walk: Walk, eqn: Equation, view: View, axes: set[int]) -> Iterator[
     if not gone:
         yield rest
     elif eqn.name != "reduce_sum":
-        (walk.close if view.product else walk.refuse)([view], eqn, f"{ELEMENT} and is reduced")
+        (walk.close if view.product else walk.refuse)([view], f"{ELEMENT} and is reduced")
     elif view.product:
-        yield from _summed_up(walk, eqn, view, rest, gone)
+        yield from _summed_up(walk, view, rest, gone)
     else:
         parts = any(view.axes[t].padded for t in axes)
         if view.bent or parts or not gone <= view.scaled or not rest.spans():
-            walk.refuse([view], eqn, f"{ELEMENT} and is reduced")
+            walk.refuse([view], f"{ELEMENT} and is reduced")
         else:
             # What else the factor varies along is a batch of the product.
             yield walk.start(rest, summed=view.summed | gone, shared=view.shared | (view.scaled - gone))
 
 
-def _summed_up(walk: Walk, eqn: Equation, view: View, rest: View, gone: set[Dim]) -> Iterator[View]:
+def _summed_up(walk: Walk, view: View, rest: View, gone: set[Dim]) -> Iterator[View]:
     """A product is summed over some of its dims. Its outputs only leave the axes: the units stay what they are."""
     big = {dim for dim in gone if dim.size > 1}
     chosen = {dim for _, dims in view.picks for dim in dims}
     if isinstance(view.of, Mark):
         walk.read(view.of)
     elif big & chosen:
-        walk.refuse([view], eqn, CHOSEN)
+        walk.refuse([view], CHOSEN)
     elif big & view.shared:
-        walk.refuse([view], eqn, "added up after its product")
+        walk.refuse([view], "added up after its product")
     elif any(not big.isdisjoint(coord.dims) for coord in view.coords):
         yield rest
     else:
         yield rest.replace(summed=view.summed | gone)
 
 
-def combined(walk: Walk, eqn: Equation, views: Iterable[View]) -> tuple[View, ...]:
+def combined(walk: Walk, views: Iterable[View]) -> tuple[View, ...]:
     """The views of a function of several values: scales and offsets of another parameter end, equal views are one."""
     views = list(views)
     along: dict[int, set[Param | Mark]] = collections.defaultdict(set)
@@ -252,7 +250,7 @@ def combined(walk: Walk, eqn: Equation, views: Iterable[View]) -> tuple[View, ..
             for t in mine:
                 along[t].add(view.of)
         lesser = [view for view, mine in spans if any(along[t] - {view.of} for t in along if t not in mine)]
-        walk.refuse(lesser, eqn, "scales or shifts another parameter")
+        walk.refuse(lesser, "scales or shifts another parameter")
         views = [view for view in views if view not in lesser]
     if len({view.of for view in views}) == len(views):
         return tuple(views)

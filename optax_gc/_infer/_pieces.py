@@ -48,7 +48,7 @@ def concatenate(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Val
     """Each operand's views lie at its place along the axis, with empty positions around them."""
     axis = eqn["dimension"]
     ends = np.cumsum([0, *(shape[axis] for shape in eqn.shapes)])
-    return _side_by_side(walk, eqn, ins, axis, [int(end) for end in ends])
+    return _side_by_side(walk, ins, axis, [int(end) for end in ends])
 
 
 def stack(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
@@ -58,14 +58,14 @@ def stack(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
         Value(value.level, tuple(v.replace(axes=(*v.axes[:axis], blank(1), *v.axes[axis:])) for v in value.views))
         for value in ins
     ]
-    return _side_by_side(walk, eqn, opened, axis, list(range(len(ins) + 1)))
+    return _side_by_side(walk, opened, axis, list(range(len(ins) + 1)))
 
 
-def _side_by_side(walk: Walk, eqn: Equation, ins: Sequence[Value], axis: int, ends: list[int]) -> list[Value]:
+def _side_by_side(walk: Walk, ins: Sequence[Value], axis: int, ends: list[int]) -> list[Value]:
     level, views = level_of(ins), []
     for value, start, end in zip(ins, ends, ends[1:], strict=False):
         raw = [v for v in value.views if level == Level.DATA and not v.product]
-        walk.refuse(raw, eqn, "joined to the data")
+        walk.refuse(raw, "joined to the data")
         placed = [pad(v, axis, start, ends[-1] - end) for v in value.views if v not in raw and end > start]
         views += [view for view in placed if view is not None]
     return [Value(level, rejoined(views, axis))]
@@ -162,7 +162,7 @@ def dynamic_slice(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[V
 def gather(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """A window at each index: constants index the coordinates, data pick."""
     operand, index = ins
-    walk.refuse(index.views, eqn, "an index of gather")
+    walk.refuse(index.views, "an index of gather")
     dims = tuple(Dim(size) for size in eqn.shapes[1][:-1])
     at = numbers(index)
     views = tuple(_gathered(eqn, view, at, dims) for view in operand.views)

@@ -63,35 +63,38 @@ def _contraction(
                 grown = _same_einsum(walk, eqn, view, placed, sides[k], other)
                 views += [grown] if grown else []
                 ended += [] if grown else [view]
-                if other.level > Level.WEIGHT and view.use and view.use.tier == Tier.WITH_CONSTANT:
-                    walk.remark(view, walk.tier(view), BY_CONSTANT, eqn)
+                if other.level > Level.WEIGHT and view.use and view.use.fixed:
+                    walk.remark(view, walk.tier(view), BY_CONSTANT)
             elif not _is_weight(value) and _is_weight(other):
-                (walk.close if view.scaled and not view.bent else walk.refuse)([view], eqn, ACTS_AS_DATA)
+                (walk.close if view.scaled and not view.bent else walk.refuse)([view], ACTS_AS_DATA)
+            elif other.facts.zero:
+                walk.remark(view, Tier.WITH_CONSTANT, "")
             elif other.level not in (Level.CONST, Level.WEIGHT) and _is_lookup(other, sides[1 - k]):
-                walk.refuse([view], eqn, "lookup table (one-hot product)")
-            elif (chosen := _selection(eqn, view, sides, k, other)) is not None:
+                walk.refuse([view], "lookup table (one-hot product)")
+            elif (chosen := _selection(view, sides, k, other)) is not None:
                 views.append(chosen)
             elif _is_weight(other):
-                if view.varying() <= view.on(sides[k].contracted):
-                    walk.summarise([view], eqn)
+                inputs = view.on(sides[k].contracted)
+                if view.varying() - view.summed <= inputs:
+                    walk.summarise([view])
                 else:
-                    views.append(placed.replace(bad=view.bad or BY_PARAMETER))
+                    views.append(placed.replace(bad=view.bad or BY_PARAMETER, summed=view.summed | inputs))
             elif reason := _refusal(view, sides[k]):
-                walk.refuse([view], eqn, reason)
+                walk.refuse([view], reason)
             else:
-                met = True
+                met, fixed = True, other.level <= Level.NOISE and walk.captured == Level.CONST
                 views.append(
                     walk.start(
                         placed,
                         summed=view.summed | view.on(sides[k].contracted),
                         shared=view.shared | view.on((*sides[k].batch, *sides[k].groups)),
-                        use=Use(walk.tier(view, other.level), eqn.eqn),
+                        use=Use(walk.tier(view, other.level), walk.trail, fixed=fixed),
                     )
                 )
         if other.level == Level.CONST:
             views += walk.end(ended, eqn, eqn.out)
         else:
-            walk.close(ended, eqn)
+            walk.close(ended)
     level = max(value.level for value in ins)
     if level < Level.DATA and not met:
         return [Value(level, tuple(views))]
@@ -120,14 +123,14 @@ def _activations(walk: Walk, eqn: Equation, ins: Sequence[Value], sides: Sequenc
     ]
     if repeated[0] == repeated[1]:
         return ins
-    walk.refuse(ins[repeated.index(True)].views, eqn, ACTS_AS_DATA)
+    walk.refuse(ins[repeated.index(True)].views, ACTS_AS_DATA)
     return [Value(Level.DATA) if acts else value for value, acts in zip(ins, repeated, strict=True)]
 
 
 def _is_weight(value: Value) -> bool:
-    """Whether the value holds weights that have not met the data, but for a scale that all their entries share."""
+    """Whether the value is made of weights that have not met the data, but for a scale that all their entries share."""
     unmet = value.level == Level.SCALED and not any(view.scaled or view.picks for view in value.views)
-    return bool(value.views) and (value.level == Level.WEIGHT or unmet)
+    return value.level == Level.WEIGHT or (bool(value.views) and unmet)
 
 
 def _is_lookup(other: Value, side: _Side) -> bool:
@@ -153,7 +156,7 @@ def _same_einsum(walk: Walk, eqn: Equation, view: View, placed: View, side: _Sid
     if isinstance(view.of, Mark) or view.use is None or not inputs or other.level < Level.SCALED:
         return None
     formula = _formula(eqn.eqn)
-    if formula is None or formula != _formula(view.use.eqn) or any(view.axes[t].padded for t in side.contracted):
+    if formula is None or formula != _formula(view.use.trail[0]) or any(view.axes[t].padded for t in side.contracted):
         return None
     walk.ended[view.use] = None
     return walk.start(placed, summed=view.summed | inputs, use=dataclasses.replace(view.use))
@@ -166,7 +169,7 @@ def _formula(eqn: Any) -> Any:
     return (scopes[-1], eqn.source_info.traceback) if several else None
 
 
-def _selection(eqn: Equation, view: View, sides: Sequence[_Side], k: int, other: Value) -> View | None:
+def _selection(view: View, sides: Sequence[_Side], k: int, other: Value) -> View | None:
     """A constant matrix with at most one 1 in each row takes positions."""
     mine, theirs = sides[k], sides[1 - k]
     if other.level != Level.CONST or not other.known or not _is_lookup(other, theirs):
@@ -196,13 +199,13 @@ def conv_general_dilated(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Seq
     if kernel.level == Level.CONST:
         views += walk.end(products, eqn, eqn.out)
     else:
-        walk.close(products, eqn)
-    walk.refuse([view for view in data.views if not view.product], eqn, "input of conv")
+        walk.close(products)
+    walk.refuse([view for view in data.views if not view.product], "input of conv")
     for view in kernel.views:
         if view.product or data.level == Level.WEIGHT:
-            walk.close([view], eqn, "convolved with another parameter")
+            walk.close([view], "convolved with another parameter")
         elif view.on(inputs) & view.scaled:
-            walk.refuse([view], eqn, ALONG_INPUTS)
+            walk.refuse([view], ALONG_INPUTS)
         else:
             axes = [blank(size) for size in eqn.out]
             axes[numbers.out_spec[1]] = view.axes[out]
@@ -212,7 +215,7 @@ def conv_general_dilated(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Seq
                 if groups % size_of((*shared, dim)):
                     break
                 shared.append(dim)
-            use = Use(walk.tier(view, data.level), eqn.eqn, "conv")
+            use = Use(walk.tier(view, data.level), walk.trail, "conv")
             placed = view.replace(axes=tuple(axes))
             summed, shares = view.summed | view.on(inputs), view.shared | set(shared)
             views.append(walk.start(placed, summed=summed, shared=shares, use=use))

@@ -14,7 +14,7 @@ from optax_gc._infer._constants import folded, literal
 from optax_gc._infer._equation import Equation, Shape, open_jaxpr
 from optax_gc._infer._facts import facts_after
 from optax_gc._infer._names import ALWAYS
-from optax_gc._infer._values import Level, Value, facts_of, level_of
+from optax_gc._infer._values import NOTHING, Level, Value, facts_of, level_of
 from optax_gc._infer._views import Mark, Param, Tier, Use, View
 
 Rule = Callable[["Walk", Equation, Sequence[Value]], Sequence[Value]]
@@ -27,7 +27,7 @@ class Remark:
     of: Param
     tier: Tier
     reason: str
-    eqn: Any
+    trail: tuple[Any, ...]
 
 
 @dataclasses.dataclass
@@ -52,7 +52,9 @@ class Walk:
 
     def __init__(self, rules: Mapping[str, Rule], captured: Level):
         self._rules, self.captured = rules, captured
+        self.trail: tuple[Any, ...] = ()  # the equation, and those of the calls around it
         self.backward = False
+        self.aside = False  # what is computed here passes no gradient on
         self.opaque = False  # inside a function with a gradient of its own, where stop_gradient says nothing
         self.blocks: dict[Any, Dim] = {}  # the devices along each axis of the mesh
         # Logs: what is said later stands behind, so that it can be taken back.
@@ -77,11 +79,13 @@ class Walk:
                 return Value(Level.CONST, known=literal(atom.val), facts=facts_of(atom.val))
             return env[atom]
 
+        aside = set() if self.opaque else _aside(jaxpr)
         for eqn in jaxpr.eqns:
-            outer = self.backward
-            self.backward = outer or _is_backward(eqn)
+            outer = self.trail, self.backward, self.aside
+            self.trail = (eqn, *self.trail)
+            self.backward, self.aside = self.backward or _is_backward(eqn), self.aside or id(eqn) in aside
             env.update(zip(eqn.outvars, self._equation(eqn, [read(atom) for atom in eqn.invars]), strict=True))
-            self.backward = outer
+            self.trail, self.backward, self.aside = outer
         return [read(atom) for atom in jaxpr.outvars]
 
     def _equation(self, eqn: Any, ins: list[Value]) -> Sequence[Value]:
@@ -97,8 +101,10 @@ class Walk:
             outs = refused(self, eqn, ins, str(unfollowed))
         if name in ALWAYS:
             return outs
+        facts = [facts_after(eqn, ins, i) for i in range(len(outs))]
         return [
-            out if out.views else dataclasses.replace(out, facts=facts_after(eqn, ins, i)) for i, out in enumerate(outs)
+            out if fact is NOTHING else dataclasses.replace(out, facts=fact)
+            for out, fact in zip(outs, facts, strict=True)
         ]
 
     def said(self) -> tuple[int, ...]:
@@ -121,7 +127,7 @@ class Walk:
     def tier(self, view: View, other: Level = Level.DATA) -> Tier:
         if self.backward:
             return Tier.BACKWARD
-        if view.stopped:
+        if view.stopped or self.aside:
             return Tier.NO_GRADIENT
         # Without arguments the constants are the data.
         return Tier.WITH_CONSTANT if other == self.captured == Level.CONST else Tier.WITH_DATA
@@ -139,12 +145,11 @@ class Walk:
         self.products[view.use] = view
         return view
 
-    def close(self, views: Iterable[View], eqn: Any, reason: str = ELEMENT) -> None:
+    def close(self, views: Iterable[View], reason: str = ELEMENT) -> None:
         """The views are read: what they have been through is how their parameter is used here.
 
         Args:
           views: views of one value. Those of one parameter are judged together.
-          eqn: the equation that reads them.
           reason: what to say of a view that has not met the data in a product.
         """
         together: dict[tuple[Param, bool], list[View]] = collections.defaultdict(list)
@@ -152,23 +157,23 @@ class Walk:
             if isinstance(view.of, Mark):
                 self.read(view.of)
             elif view.bad or not (view.product or (view.scaled and not view.bent)):
-                self.refuse([view], eqn, reason)
+                self.refuse([view], reason)
             else:
                 self.ended[view.use] = None
                 together[view.of, view.stopped].append(view)
         for (param, _), group in together.items():
             if len({view.use for view in group}) == 1:
                 self._settled[group[0].use] = None
-            self._judged(param, group, eqn)
+            self._judged(param, group)
 
-    def _judged(self, param: Param, group: list[View], eqn: Any) -> None:
+    def _judged(self, param: Param, group: list[View]) -> None:
         followed = [view for view in group if not view.lost]
         if len(followed) < len(group) and len({view.use for view in group}) > 1:
-            self.refuse(group, eqn, UNFINISHED)
+            self.refuse(group, UNFINISHED)
         elif followed:
             self.groups.append(Group(param, followed))
 
-    def refuse(self, views: Iterable[View], eqn: Any, reason: str) -> None:
+    def refuse(self, views: Iterable[View], reason: str) -> None:
         """The views end in a use that gives no axes."""
         for view in views:
             if isinstance(view.of, Mark):
@@ -178,20 +183,18 @@ class Walk:
             tier = view.use.tier if view.product and view.use else self.tier(view)
             if view.stopped:
                 tier = max(tier, Tier.NO_GRADIENT)
-            self.remark(view, tier, view.bad or ("lookup table" if view.picks and not view.product else reason), eqn)
+            self.remark(view, tier, view.bad or ("lookup table" if view.picks and not view.product else reason))
 
-    def summarise(self, views: Iterable[View], eqn: Equation) -> None:
+    def summarise(self, views: Iterable[View]) -> None:
         """The views end in numbers that say nothing of axes."""
         for view in views:
-            self.remark(view, Tier.SUMMARY, "", eqn)
+            self.remark(view, Tier.SUMMARY, "")
 
-    def remark(self, view: View, tier: Tier, reason: str, eqn: Any) -> None:
-        if isinstance(eqn, Equation):
-            eqn = eqn.eqn
-        elif eqn is None and view.use:
-            eqn = view.use.eqn
+    def remark(self, view: View, tier: Tier, reason: str) -> None:
         if isinstance(view.of, Param):
-            self.remarks.append(Remark(view.of, tier, reason, eqn))
+            # What is only returned has no equation.
+            trail = self.trail or (view.use.trail if view.use else ())
+            self.remarks.append(Remark(view.of, tier, reason, trail))
 
     def end(self, views: Sequence[View], eqn: Equation, out: Shape) -> list[View]:
         """The products enter an operation that is not followed and may add them up.
@@ -208,11 +211,11 @@ class Walk:
         for of, group in together.items():
             lost = isinstance(of, Param) and any(self._may_be_added(view, len(group) > 1) for view in group)
             if lost:
-                self.refuse(group, eqn, f"a batch of products enters {eqn.name}")
+                self.refuse(group, f"a batch of products enters {eqn.name}")
                 continue
             if isinstance(of, Param):
                 self.ended.update(dict.fromkeys(view.use for view in group))
-                self._judged(of, group, eqn)
+                self._judged(of, group)
             axes = tuple(blank(size) for size in out)
             one_each = {(view.use, view.stopped): view for view in group}.values()
             on += [View(of, axes, (), use=v.use, product=True, stopped=v.stopped, lost=True) for v in one_each]
@@ -253,7 +256,7 @@ def without_views(eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
 def unknown(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """Nobody knows what becomes of the axes: weights are left alone, products end."""
     for value in ins:
-        walk.refuse([v for v in value.views if not v.product], eqn, f"enters the unknown operation {eqn.name}")
+        walk.refuse([v for v in value.views if not v.product], f"enters the unknown operation {eqn.name}")
     products = [view for value in ins for view in value.views if view.product]
     level = level_of(ins)
     if not products or not eqn.outs:
@@ -267,8 +270,20 @@ def unknown(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
 def refused(walk: Walk, eqn: Any, ins: Sequence[Value], reason: str) -> Sequence[Value]:
     """A form of a known operation that is not followed."""
     for value in ins:
-        walk.refuse(value.views, eqn, reason)
+        walk.refuse(value.views, reason)
     return [Value(level_of(ins))] * len(eqn.outvars)
+
+
+def _aside(jaxpr: Any) -> set[int]:
+    """The equations whose results reach those of the jaxpr through `stop_gradient` alone, by identity."""
+    needed = set(map(id, jaxpr.outvars))
+    aside: set[int] = set()
+    for eqn in reversed(jaxpr.eqns):
+        if needed.isdisjoint(map(id, eqn.outvars)):
+            aside.add(id(eqn))
+        elif eqn.primitive.name != "stop_gradient":
+            needed.update(map(id, eqn.invars))
+    return aside
 
 
 def _is_backward(eqn: Any) -> bool:

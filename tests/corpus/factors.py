@@ -252,6 +252,38 @@ _RELATIVE = {
 _PROBE = {"p": alone("3 5"), "q": w("i5 o4"), "k": w("i5 o4"), "v": w("i5 o6")}
 
 
+# A weight times what an operation that nobody follows made of params is no product with data.
+
+_TRIL = np.tril_indices(5)
+_MADE_OF = {
+    "sort": lambda a: jnp.sort(a),
+    "cumsum": lambda a: jnp.cumsum(a, 0),
+    "inverse": jnp.linalg.inv,
+    "solve": lambda a: jnp.linalg.solve(a, jnp.ones((5, 5))),
+    "cholesky": jnp.linalg.cholesky,
+    "qr": lambda a: jnp.linalg.qr(a)[0],
+    "Cayley": lambda a: jnp.linalg.solve(jnp.eye(5) + a, jnp.eye(5) - a),
+    "fft": lambda a: jnp.fft.fft(a).real,
+    "a diagonal added": lambda a: a.at[jnp.arange(5), jnp.arange(5)].add(1),
+    "a triangle filled": lambda a: jnp.zeros((5, 5)).at[_TRIL].set(a[_TRIL]),
+    "sum": lambda a: a.sum(0, keepdims=True) * jnp.ones((5, 1)),
+}
+_KEYED = {
+    "noise": lambda x, key, w: x @ (w @ jax.random.normal(key, (5, 5))),
+    "noise first": lambda x, key, w: x.T @ (jax.random.normal(key, (2, 4)) @ w),
+}
+MADE = [
+    *(
+        case(f"{made} of params", lambda x, a, w, f=f: x @ (w @ f(a)), x_(2, 4), a=alone("5 5"), w=w("i4 o5", "4 5"))
+        for made, f in _MADE_OF.items()
+    ),
+    *(
+        case(f"{made} of params between", lambda x, a, w, f=f: x @ f(a) @ w, x_(2, 5), a=alone("5 5"), w=w("i5 o4"))
+        for made, f in _MADE_OF.items()
+    ),
+    *spelled("times", _KEYED, [x_(2, 4), KEY], w=w("i4 o5", "4 5")),
+]
+
 CASES = [
     *TRILINEAR,
     *TAKES,
@@ -259,6 +291,7 @@ CASES = [
     *spelled("probe", _PROBES, x_(2, 7, 5), **_PROBE),
 ]
 HARD = [
+    *MADE,
     *spelled(
         "factor along inputs",
         {
