@@ -141,7 +141,7 @@ def _both_norms(name, study, **changes):
 # runs over images and positions, d_n is the gradient of the unit's output there, and m_n the mean of its inputs there.
 # Split m_n in its mean m over n and the rest: m sum_n d_n + sum_n d_n (m_n - m). A norm that takes from each channel
 # its mean over the batch makes sum_n d_n zero; one that does so to the inputs makes m zero. Predictions, made before
-# anything of this was run:
+# anything of this was run (docs/measurements.md says what became of them):
 #
 # 1. why-mean: with a batch mean in front of the group norm, GC's share in the inner layers falls to that of batch norm
 #    (below 0.15), and the gain falls below half of that of group norm alone.

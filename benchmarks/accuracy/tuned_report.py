@@ -61,11 +61,12 @@ class Tuned:
         good = self.curve.index[self.curve[arm] >= self.curve[bar].max() - CLOSE]
         return f"{good[0]:.3g} to {good[-1]:.3g} ({len(good)}{NBSP}rates)"
 
-    def shares(self, arm):
-        frame = self.final if arm in set(self.final["arm"]) else self.sweep
+    def shares(self):
+        """What GC would remove of each weight's gradient without it, and removes with it."""
         # Networks that fell apart have no share.
-        shares = frame[frame["arm"] == arm].filter(regex="^share ").median()
-        return {name.removeprefix("share ").removesuffix("/kernel"): f"{value:.2f}" for name, value in shares.items()}
+        medians = self.final.groupby("arm")[list(self.final.filter(regex="^share "))].median()
+        shown = medians.loc["none"].map("{:.2f}".format) + f"{NBSP}→{NBSP}" + medians.loc["before"].map("{:.2f}".format)
+        return {name.removeprefix("share ").removesuffix("/kernel"): cell for name, cell in shown.items()}
 
     def about(self):
         study, model, task = self.study, self.study.model, self.study.task
@@ -109,11 +110,7 @@ def best(results):
 
 def summary(results):
     """For the page that sums up."""
-    rows = [
-        {"task": r.title, "score": r.study.task.unit, "without": r.best("none"), "with": r.best("before")}
-        for r in results
-    ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame([{"task": r.title, "without": r.best("none"), "with": r.best("before")} for r in results])
 
 
 def tables(results):
@@ -144,10 +141,9 @@ def tables(results):
             for r in wide
         ]
     )
-    layers = [r for r in results if r.name.startswith(("tuned-fashion-gn", "tuned-fashion-bn", "tuned-cifar", "why"))]
-    made["layers"] = pd.DataFrame(
-        [{"task": r.title, "arm": arm} | r.shares(arm) for r in layers for arm in r.arms if arm in ("none", "before")]
-    ).fillna("")
+    single = ("tuned-fashion-gn", "tuned-fashion-bn", "tuned-cifar", *groups["why"])
+    layers = [{"task": r.title} | r.shares() for r in finals if r.name.startswith(single)]
+    made["layers"] = pd.DataFrame(layers)
     return {name: table for name, table in made.items() if len(table)}
 
 
@@ -167,11 +163,11 @@ def curves(results):
                 style = {"linestyle": STYLES[number % len(STYLES)], "marker": "o", "markersize": 3}
                 axes.plot(mean.index, mean, color=f"C{number}", label=arm, **style)
                 axes.fill_between(mean.index, mean - std, mean + std, color=f"C{number}", alpha=0.15, linewidth=0)
-            # What is far below the best says only that the rate is no good.
+            # What is far below the best says only that the rate is no good. A detector may find nothing at all.
             top, low = r.curve.max().max(), r.curve.min().min()
-            axes.set_ylim(max(low, top - 20) - 1, top + 1)
+            axes.set_ylim((max(low, top - 20) if low else 0) - 1, top + 1)
             axes.set_xscale("log", base=2)
-            axes.set_xticks(r.curve.index, [f"{rate:.2g}" for rate in r.curve.index], rotation=45)
+            axes.set_xticks(r.curve.index, [f"{rate:.3g}" for rate in r.curve.index], rotation=45)
             axes.set_title(f"{r.title}\nvalidation {r.study.task.unit}", fontsize="medium", loc="left")
             axes.grid(alpha=0.3)
             name_curves(axes)
