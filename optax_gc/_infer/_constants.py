@@ -14,8 +14,8 @@ import numpy as np
 from optax_gc._infer._arrays import LIMIT, Dim, Dims, UnfollowedError, in_order, size_of
 from optax_gc._infer._names import ELEMENTWISE, FOLDED, LAYOUT, NONLINEAR, REDUCTIONS, SAME
 
-# Integers are folded by NumPy, which needs no compilation.
-ON_INTEGERS: dict[str, Callable[..., Any]] = {
+# What NumPy folds needs no compilation.
+ON_NUMBERS: dict[str, Callable[..., Any]] = {
     "add": np.add,
     "sub": np.subtract,
     "mul": np.multiply,
@@ -33,7 +33,9 @@ ON_INTEGERS: dict[str, Callable[..., Any]] = {
     "convert_element_type": lambda value: value,
     "select_n": lambda which, *cases: np.choose(which, cases),
 }
-_FOLDABLE = frozenset({*ON_INTEGERS, *ELEMENTWISE, *SAME, *LAYOUT, *REDUCTIONS, *NONLINEAR, *FOLDED})
+_FOLDABLE = frozenset({*ON_NUMBERS, *ELEMENTWISE, *SAME, *LAYOUT, *REDUCTIONS, *NONLINEAR, *FOLDED})
+_KINDS = "iubf"
+_CHEAP = frozenset({*ON_NUMBERS, "iota", "broadcast_in_dim", "squeeze", "expand_dims"})
 # Each level is a call, and Python's stack is finite.
 _DEPTH = 200
 
@@ -45,10 +47,18 @@ class Constant:
       function: from the step of each loop and the operands' numbers to the numbers.
       operands: the constants that it is made of.
       loops: the dims of loops whose step it reads by itself.
+      cheap: whether the function needs no compilation.
     """
 
-    def __init__(self, function: Callable[..., Any], operands: Iterable[Constant] = (), loops: Iterable[Dim] = ()):
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        operands: Iterable[Constant] = (),
+        loops: Iterable[Dim] = (),
+        cheap: bool = True,
+    ):
         self._function, self._operands = function, tuple(operands)
+        self.cheap: bool = cheap and all(operand.cheap for operand in self._operands)
         self.loops = frozenset(loops).union(*(operand.loops for operand in self._operands))
         self.depth: int = 1 + max((operand.depth for operand in self._operands), default=0)
         self._memo: dict[tuple[int, ...], np.ndarray] = {}
@@ -93,7 +103,8 @@ def folded(eqn: Any, operands: Iterable[Constant], result: int) -> Constant | No
     """The result of an operation on constants, or None where it is none that can be carried out here."""
     if eqn.primitive.name not in _FOLDABLE or jnp.issubdtype(eqn.outvars[result].aval.dtype, jax.dtypes.extended):
         return None
-    constant = Constant(lambda _, *values: fold(eqn, values, result), operands)
+    cheap = eqn.primitive.name in _CHEAP and eqn.outvars[result].aval.dtype.kind in _KINDS
+    constant = Constant(lambda _, *values: fold(eqn, values, result), operands, cheap=cheap)
     return constant if constant.depth < _DEPTH else None
 
 
@@ -102,8 +113,8 @@ def fold(eqn: Any, values: Iterable[np.ndarray], result: int = 0) -> np.ndarray:
     values, aval, name, params = list(values), eqn.outvars[result].aval, eqn.primitive.name, eqn.params
     if math.prod(aval.shape) > LIMIT:
         raise UnfollowedError("is indexed by a large constant")
-    if name in ON_INTEGERS and all(value.dtype.kind in "iub" for value in values):
-        return np.broadcast_to(ON_INTEGERS[name](*values), aval.shape).astype(aval.dtype)
+    if name in ON_NUMBERS and all(value.dtype.kind in _KINDS for value in values):
+        return np.broadcast_to(ON_NUMBERS[name](*values), aval.shape).astype(aval.dtype)
     if name == "iota":
         return np.indices(aval.shape, dtype=aval.dtype, sparse=True)[params["dimension"]] + np.zeros(
             aval.shape, aval.dtype

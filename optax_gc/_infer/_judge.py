@@ -21,6 +21,7 @@ from optax_gc._infer._walk import ELEMENT
 _BUDGET = 1 << 20
 JOINT = "cannot be followed"
 IN_PART = "contracted in part"
+HIDDEN = "parts of it may be hidden where they are added up"
 OVERLAP = "parts of it overlap"
 
 
@@ -46,7 +47,12 @@ def judge(views: Sequence[View], param: Param) -> Verdict | None:
     """The roles of a parameter's axes by views that were added up, or None where nothing of it is there."""
     places: dict[tuple[int, int], Dim] = {}
     try:
-        views = [_trimmed(by_place(view, places)) for view in views]
+        views = [by_place(view, places) for view in views]
+        if len({view.use for view in views}) > 1:
+            if any(view.torn for view in views):
+                return Verdict(None, HIDDEN)
+            views = [view.replace(masks=(*view.masks, *view.holes)) for view in views]
+        views = [_trimmed(view) for view in views]
         return _Judge(param.shape, set(places.values())).verdict(views)
     except UnfollowedError as unfollowed:
         return Verdict(None, str(unfollowed))
@@ -213,7 +219,8 @@ def _apart(a: View, b: View) -> bool:
 def _outputs(view: View) -> Hashable:
     """Where the units are, and which outputs of the parameter."""
     arrays = [array for array in (*view.coords, *view.masks) if array.dims and view.summed.isdisjoint(array.dims)]
-    return tuple((a.lo, a.inner, a.hi) for a in view.axes), tuple(array.key() for array in arrays)
+    one = [(a, int(view.coords[a].data)) for a in (view.use.outputs if view.use else ()) if not view.coords[a].dims]
+    return tuple((a.lo, a.inner, a.hi) for a in view.axes), tuple(array.key() for array in arrays), frozenset(one)
 
 
 def _batches(views: Iterable[View]) -> set[Hashable]:

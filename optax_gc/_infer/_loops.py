@@ -11,7 +11,7 @@ import jax.extend.core as jex
 import numpy as np
 
 from optax_gc._infer._arrays import Axis, Dim, blank
-from optax_gc._infer._constants import ON_INTEGERS, Constant, fold, step_of
+from optax_gc._infer._constants import ON_NUMBERS, Constant, fold, step_of
 from optax_gc._infer._equation import Equation, open_jaxpr, shape_of
 from optax_gc._infer._maths import CHOSEN, choice, one_of
 from optax_gc._infer._names import CALLS
@@ -122,7 +122,7 @@ def _steps(test: Any, body: Any, tested: Sequence[Value], n_consts: int, carry: 
         sides.append(count or itertools.repeat(known.at({})))
     going = itertools.islice(zip(*sides, strict=False), _STEPS)
     for length, pair in enumerate(going):
-        if not ON_INTEGERS[compare.primitive.name](*pair):
+        if not ON_NUMBERS[compare.primitive.name](*pair):
             return Dim(length) if length else None
     return None
 
@@ -139,7 +139,7 @@ def _counted(body: Any, n_consts: int, i: int, start: Constant) -> Iterator[np.n
             eqns.append(eqn)
             needed.update(atom for atom in eqn.invars if type(atom) is not jex.Literal)
     made = {var, *(out for eqn in eqns for out in eqn.outvars)}
-    if not needed <= made or any(eqn.primitive.name not in ON_INTEGERS for eqn in eqns):
+    if not needed <= made or any(eqn.primitive.name not in ON_NUMBERS for eqn in eqns):
         return None
 
     def counted(value: np.ndarray) -> Iterator[np.ndarray]:
@@ -260,7 +260,8 @@ def _carried(
     elif indexed := [v for v in own if step and v.along({step}) and v.use and step not in v.use.steps]:
         # What the loop adds up are parts of a product, not products of parts.
         batches = any(v.use.shares & v.along({step}) for v in indexed if v.use and step)
-        (walk.refuse if batches else walk.close)([*start, *own], "added up after its product")
+        several = len({view.use for view in own}) > len({view.of for view in own})
+        (walk.refuse if batches or several else walk.close)([*start, *own], "added up after its product")
     else:
         steps = frozenset([step] if step else [])
         own = [view.replace(summed=view.summed | (steps & view.varying())) for view in own]

@@ -5,17 +5,18 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax.numpy as jnp
 import numpy as np
 
-from optax_gc._infer._arrays import Dim
+from optax_gc._infer._arrays import Dim, Dims, UnfollowedError
 from optax_gc._infer._equation import Equation
 from optax_gc._infer._layout import aligned
 from optax_gc._infer._names import ELEMENTWISE, NONLINEAR, REDUCTIONS, SAME, short
-from optax_gc._infer._values import GONE, Level, Value, joined, level_of
-from optax_gc._infer._views import Mark, Param, Use, View, same
+from optax_gc._infer._values import GONE, Level, Value, joined, level_after, level_of
+from optax_gc._infer._views import Mark, Param, Use, View, hole, same
 from optax_gc._infer._walk import ELEMENT, Rule, Walk
 
 FORMS = "one of several forms of it is chosen"
@@ -45,7 +46,7 @@ def nonlinear(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value
     for value in ins:
         walk.refuse([view for view in value.views if not view.product], f"enters {short(eqn.name)}")
         walk.close([view for view in value.views if view.product])
-    return [Value(level_of(ins))] * len(eqn.outs)
+    return [Value(level_after(ins))] * len(eqn.outs)
 
 
 def add(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
@@ -85,6 +86,9 @@ def mul(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """A weight times data is scaled by it; a product times a constant or a scalar stays one, times data it is read."""
     a, b = ins
     level = level_of(ins)
+    if eqn.name == "mul":
+        (one, two), (m, n) = eqn.shapes, map(math.prod, eqn.shapes)
+        a, b = _holed(a, one, b, n, eqn.out), _holed(b, two, a, m, eqn.out)
     if level < Level.SCALED:
         return elementwise(walk, eqn, [_turned(eqn, a, b), _turned(eqn, b, a)])
     if eqn.name == "div" and b.views:
@@ -123,6 +127,26 @@ def _scaled(
     return [view.replace(bent=view.bent or not hot.isdisjoint({*view.spans(), GONE})) for view in views]
 
 
+def _holed(value: Value, shape: tuple[int, ...], factor: Value, size: int, out: tuple[int, ...]) -> Value:
+    """Where a constant factor is zero, there is no weight."""
+    whole = size == 1 and not (factor.known and factor.known.loops)
+    if not value.views or factor.views or factor.level > Level.NOISE or shape != out or whole:
+        return value
+    there = _numbers(factor)
+    there = there and (there[0], there[1] != 0)
+    return dataclasses.replace(value, views=tuple(hole(view, there) for view in value.views))
+
+
+def _numbers(value: Value) -> tuple[Dims, np.ndarray] | None:
+    """The numbers of a constant, where they cost next to nothing."""
+    if value.level > Level.CONST or value.known is None or not value.known.cheap:
+        return None
+    try:
+        return value.known.numbers()
+    except UnfollowedError:
+        return None
+
+
 def _turned(eqn: Equation, value: Value, other: Value) -> Value:
     """Times a constant on the imaginary axis, real parts become imaginary ones."""
     complex_ = jnp.issubdtype(eqn.eqn.outvars[0].aval.dtype, jnp.complexfloating)
@@ -148,6 +172,12 @@ def select(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
         Value(case.level, tuple(_placed(case, shape, eqn.out)))
         for case, shape in zip(cases, eqn.shapes[1:], strict=True)
     ]
+    if sum(bool(case.views) for case in placed) == 1:
+        there = _numbers(which)
+        placed = [
+            Value(case.level, tuple(hole(view, there and (there[0], there[1] == i)) for view in case.views))
+            for i, case in enumerate(placed)
+        ]
     if level == Level.DATA:
         walk.summarise([view for view in which.views if not view.product])
         walk.close([view for view in which.views if view.product])
@@ -201,18 +231,20 @@ def reduction(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value
             walk.summarise(value.views)
             results.append(Value(value.level))
             continue
-        views = tuple(found for view in value.views for found in _reduced(walk, eqn, view, axes))
-        results.append(Value(Level.DATA, views))
+        views = value.views
+        if eqn.name != "reduce_sum" and any(view.on(axes) & view.varying() for view in views):
+            walk.refuse([view for view in views if not view.product], f"{ELEMENT} and is reduced")
+            walk.close([view for view in views if view.product])
+            views = ()
+        results.append(Value(Level.DATA, tuple(found for view in views for found in _reduced(walk, view, axes))))
     return results[: len(eqn.outs)]
 
 
-def _reduced(walk: Walk, eqn: Equation, view: View, axes: set[int]) -> Iterator[View]:
+def _reduced(walk: Walk, view: View, axes: set[int]) -> Iterator[View]:
     gone = view.on(axes) & view.varying()
     rest = view.replace(axes=tuple(axis for t, axis in enumerate(view.axes) if t not in axes))
     if not gone:
         yield rest
-    elif eqn.name != "reduce_sum":
-        (walk.close if view.product else walk.refuse)([view], f"{ELEMENT} and is reduced")
     elif view.product:
         yield from _summed_up(walk, view, rest, gone)
     else:

@@ -7,6 +7,7 @@ import functools
 import itertools
 from collections.abc import Iterable, Sequence
 
+import jax
 import numpy as np
 
 from optax_gc._infer._arrays import Axis, Dim, Dims, Named, UnfollowedError, blank
@@ -80,7 +81,7 @@ def rejoined(views: Sequence[View], axis: int) -> tuple[View, ...]:
 
 
 def _rejoin(views: list[View], t: int) -> list[View] | None:
-    if len(views) == 1 or any(v.use or v.picks or v.bad or v.masks for v in views):
+    if len(views) == 1 or any(v.use or v.picks or v.bad or v.masks or v.holes or v.torn for v in views):
         return None
     views = sorted((flatten(view, t, pad=False) for view in views), key=lambda view: view.axes[t].lo)
     first, last = views[0], views[-1]
@@ -108,8 +109,11 @@ def numbers(value: Value) -> tuple[Dims, np.ndarray] | None:
     return value.known.numbers() if value.level == Level.CONST and value.known else None
 
 
-def window(view: View, t: int, size: int, start: tuple[Dims, np.ndarray] | None, dims: Dims) -> View:
-    """Takes `size` positions of axis t from a start on, one for each position along `dims` and each step of a loop."""
+def window(view: View, t: int, size: int, start: tuple[Dims, np.ndarray] | None, dims: Dims, clips: bool) -> View:
+    """Takes `size` positions of axis t from a start on, one for each position along `dims` and each step of a loop.
+
+    A start outside of the axis means the nearest one where it `clips`, and else nothing.
+    """
     whole = view.axes[t].length
     if start is None:
         if view.varying().isdisjoint(view.axes[t].dims) and not view.axes[t].padded:
@@ -121,7 +125,7 @@ def window(view: View, t: int, size: int, start: tuple[Dims, np.ndarray] | None,
     valid = np.broadcast_to(((first >= 0) & (first <= whole - size))[..., None], (*first.shape, size))
     positions = np.clip(first.astype(int), 0, whole - size)[..., None] + np.arange(size)
     view, along = flatten(view, t), Dim(size)
-    view = view.take(view.axes[t].dims[0], positions, (*loops, *dims, along), valid if dims else None)
+    view = view.take(view.axes[t].dims[0], positions, (*loops, *dims, along), None if clips else valid)
     return view.with_axis(t, Axis((along,)))
 
 
@@ -150,13 +154,12 @@ def dynamic_slice(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[V
             if view is None or size == eqn.shapes[0][t]:
                 continue
             if start is None or start[0]:
-                view = window(view, t, size, start, ())
+                view = window(view, t, size, start, (), clips=True)
             else:
                 first = min(max(int(start[1]), 0), eqn.shapes[0][t] - size)
                 view = cut(view, t, first, first + size)
         views += [view] if view is not None else []
-    by_data = any(value.level == Level.DATA for value in ins[1:])
-    return [Value(max(ins[0].level, Level.SCALED if by_data and views else Level.CONST), tuple(views))]
+    return [Value(_level_by(ins[0], level_of(ins[1:]), views), tuple(views))]
 
 
 def gather(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
@@ -166,12 +169,17 @@ def gather(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     dims = tuple(Dim(size) for size in eqn.shapes[1][:-1])
     at = numbers(index)
     views = tuple(_gathered(eqn, view, at, dims) for view in operand.views)
-    level = operand.level if at is not None or index.level < Level.DATA else max(Level.SCALED, operand.level)
-    return [Value(level, views)]
+    return [Value(_level_by(operand, Level.CONST if at is not None else index.level, views), views)]
+
+
+def _level_by(operand: Value, index: Level, views: Sequence[View]) -> Level:
+    """The level of a part that an index of this level chooses: chosen by data, a weight has met them."""
+    return max(operand.level, min(index, Level.SCALED) if views else index)
 
 
 def _gathered(eqn: Equation, view: View, at: tuple[Dims, np.ndarray] | None, dims: Dims) -> View:
     numbers, sizes, shape = eqn["dimension_numbers"], eqn["slice_sizes"], eqn.shapes[0]
+    clips = eqn["mode"] == jax.lax.GatherScatterMode.CLIP
     for t, size in enumerate(shape):
         if t in numbers.operand_batching_dims:
             view = flatten(view, t)
@@ -179,7 +187,7 @@ def _gathered(eqn: Equation, view: View, at: tuple[Dims, np.ndarray] | None, dim
             view = view.take(view.axes[t].dims[0], np.arange(size), (dims[batch],)).with_axis(t, blank(1))
         elif t in numbers.start_index_map and (sizes[t] < size or t in numbers.collapsed_slice_dims):
             start = None if at is None else (at[0], at[1][..., numbers.start_index_map.index(t)])
-            view = window(view, t, sizes[t], start, dims)
+            view = window(view, t, sizes[t], start, dims, clips)
         elif sizes[t] < size:
             view = cut(view, t, 0, sizes[t]) or view.replace(bad=PART).with_axis(t, blank(sizes[t]))
     gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}

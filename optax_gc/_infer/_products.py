@@ -65,7 +65,7 @@ def _contraction(
                 ended += [] if grown else [view]
                 if other.level > Level.WEIGHT and view.use and view.use.fixed:
                     walk.remark(view, walk.tier(view), BY_CONSTANT)
-            elif not _is_weight(value) and _is_weight(other):
+            elif not _is_weight(value, other) and _is_weight(other, value):
                 (walk.close if view.scaled and not view.bent else walk.refuse)([view], ACTS_AS_DATA)
             elif other.facts.zero:
                 walk.remark(view, Tier.WITH_CONSTANT, "")
@@ -73,7 +73,7 @@ def _contraction(
                 walk.refuse([view], "lookup table (one-hot product)")
             elif (chosen := _selection(view, sides, k, other)) is not None:
                 views.append(chosen)
-            elif _is_weight(other):
+            elif _is_weight(other, value):
                 inputs = view.on(sides[k].contracted)
                 if view.varying() - view.summed <= inputs:
                     walk.summarise([view])
@@ -111,7 +111,7 @@ def _placed(eqn: Equation, view: View, sides: Sequence[_Side], k: int) -> View:
 
 def _activations(walk: Walk, eqn: Equation, ins: Sequence[Value], sides: Sequence[_Side]) -> Sequence[Value]:
     """Of two weights, one that is repeated along a free axis, as for each example, acts as data."""
-    if not all(map(_is_weight, ins)):
+    if not all(_is_weight(ins[k], ins[1 - k]) for k in (0, 1)):
         return ins
     repeated = [
         any(
@@ -127,10 +127,15 @@ def _activations(walk: Walk, eqn: Equation, ins: Sequence[Value], sides: Sequenc
     return [Value(Level.DATA) if acts else value for value, acts in zip(ins, repeated, strict=True)]
 
 
-def _is_weight(value: Value) -> bool:
-    """Whether the value is made of weights that have not met the data, but for a scale that all their entries share."""
-    unmet = value.level == Level.SCALED and not any(view.scaled or view.picks for view in value.views)
-    return value.level == Level.WEIGHT or (bool(value.views) and unmet)
+def _is_weight(value: Value, other: Value) -> bool:
+    """Whether a factor is made of weights that have not met the data, but for a scale that all their entries share.
+
+    A part that the data choose is a row of a table, and data, unless the other factor is such a part: of one layer.
+    """
+    parts = all(not dims for view in (*value.views, *other.views) for _, dims in view.picks)
+    layers = parts and all(any(view.picks for view in side.views) for side in (value, other))
+    met = any(view.scaled or (view.picks and not layers) for view in value.views)
+    return value.level == Level.WEIGHT or (value.level == Level.SCALED and not met)
 
 
 def _is_lookup(other: Value, side: _Side) -> bool:
@@ -155,36 +160,46 @@ def _same_einsum(walk: Walk, eqn: Equation, view: View, placed: View, side: _Sid
     inputs = view.on(side.contracted) & view.varying()
     if isinstance(view.of, Mark) or view.use is None or not inputs or other.level < Level.SCALED:
         return None
-    formula = _formula(eqn.eqn)
-    if formula is None or formula != _formula(view.use.trail[0]) or any(view.axes[t].padded for t in side.contracted):
+    if not _one_call(walk, eqn.eqn, view.use.trail[0]) or any(view.axes[t].padded for t in side.contracted):
         return None
     walk.ended[view.use] = None
     return walk.start(placed, summed=view.summed | inputs, use=dataclasses.replace(view.use))
 
 
-def _formula(eqn: Any) -> Any:
-    """The call of `einsum`, of three operands or more, that an equation is a step of."""
+def _one_call(walk: Walk, eqn: Any, earlier: Any) -> bool:
+    """Whether two products are steps of one call of `einsum`. Calls on one line, as in a loop, look alike."""
+    formula = _formula(eqn)
+    if formula is None or formula != _formula(earlier):
+        return False
+    alike = [id(e) for e in walk.eqns if e.primitive is eqn.primitive and _formula(e) == formula]
+    steps = formula[0].count(",")
+    return id(earlier) in alike and alike.index(id(earlier)) // steps == alike.index(id(eqn)) // steps
+
+
+def _formula(eqn: Any) -> tuple[str, Any] | None:
+    """The line and the formula of the `einsum`, of three operands or more, that an equation is a step of."""
     scopes = [step.name for step in getattr(eqn.source_info.name_stack, "stack", ()) if hasattr(step, "name")]
     several = bool(scopes) and "->" in scopes[-1] and scopes[-1].count(",") > 1
     return (scopes[-1], eqn.source_info.traceback) if several else None
 
 
 def _selection(view: View, sides: Sequence[_Side], k: int, other: Value) -> View | None:
-    """A constant matrix with at most one 1 in each row takes positions."""
+    """A constant matrix with at most one entry in each row takes positions."""
     mine, theirs = sides[k], sides[1 - k]
-    if other.level != Level.CONST or not other.known or not _is_lookup(other, theirs):
+    if other.level != Level.CONST or not other.known:
         return None
     if len(mine.contracted) != 1 or mine.batch or mine.groups or len(theirs.free) != 1:
+        return None
+    if view.axes[mine.contracted[0]].length > 1 and not _is_lookup(other, theirs):
         return None
     loops, matrix = other.known.numbers()
     if loops:
         return None
     matrix = matrix.T if theirs.free[0] else matrix
-    if not np.isin(matrix, (0, 1)).all():
-        return None
     t = mine.contracted[0]
     view, new = flatten(view, t), Dim(len(matrix))
-    found = view.take(view.axes[t].dims[0], matrix.argmax(1), (new,), np.asarray(matrix.any(1))).with_axis(t)
+    positions, there = (matrix != 0).argmax(1), np.asarray(matrix.any(1))
+    found = view.take(view.axes[t].dims[0], positions, (new,), there).with_axis(t)
     return found.replace(axes=(*found.axes, Axis((new,))) if k == 0 else (Axis((new,)), *found.axes))
 
 
@@ -201,10 +216,12 @@ def conv_general_dilated(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Seq
     else:
         walk.close(products)
     walk.refuse([view for view in data.views if not view.product], "input of conv")
+    ended = [view for view in kernel.views if view.product or data.level == Level.WEIGHT]
+    walk.close(ended, "convolved with another parameter")
     for view in kernel.views:
-        if view.product or data.level == Level.WEIGHT:
-            walk.close([view], "convolved with another parameter")
-        elif view.on(inputs) & view.scaled:
+        if view in ended:
+            continue
+        if view.on(inputs) & view.scaled:
             walk.refuse([view], ALONG_INPUTS)
         else:
             axes = [blank(size) for size in eqn.out]

@@ -112,5 +112,12 @@ def level_of(ins: Iterable[Value]) -> Level:
     return max((value.level for value in ins), default=Level.CONST)
 
 
+def level_after(ins: Iterable[Value]) -> Level:
+    """The level of what an operation makes whose views end there."""
+    ins = list(ins)
+    met = any(view.scaled or any(dims for _, dims in view.picks) for value in ins for view in value.views)
+    return Level.DATA if met else level_of(ins)
+
+
 def is_integer(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.integer)

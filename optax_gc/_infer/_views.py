@@ -61,6 +61,8 @@ class View:
     axes: tuple[Axis, ...]
     coords: tuple[Named, ...]
     masks: tuple[Named, ...] = ()  # where there is a weight at all
+    holes: tuple[Named, ...] = ()  # masks that only matter where parts of the parameter are added up
+    torn: bool = False  # there are holes, but nobody knows where
     picks: tuple[tuple[int, Dims], ...] = ()  # stored axes whose position data choose, and the dims of the choice
     summed: frozenset[Dim] = frozenset()
     shared: frozenset[Dim] = frozenset()  # the batch of a product
@@ -96,7 +98,9 @@ class View:
     def spans(self) -> frozenset[int]:
         """The axes of the value that it varies along."""
         varying = self.varying()
-        return frozenset(t for t, axis in enumerate(self.axes) if any(d in varying and d.size > 1 for d in axis.dims))
+        return frozenset(
+            t for t, axis in enumerate(self.axes) if axis.padded or any(d in varying and d.size > 1 for d in axis.dims)
+        )
 
     def along(self, dims: Set[Dim]) -> frozenset[int]:
         """The stored axes whose coordinates vary along some of the dims."""
@@ -112,8 +116,8 @@ class View:
             for name in ("summed", "shared", "scaled")
         }
         picks = tuple((axis, tuple(renamed(dims, names))) for axis, dims in self.picks)
-        coords, masks = tuple(map(function, self.coords)), tuple(map(function, self.masks))
-        return self.replace(coords=coords, masks=masks, picks=picks, **sets)
+        arrays = {name: tuple(map(function, getattr(self, name))) for name in ("coords", "masks", "holes")}
+        return self.replace(**arrays, picks=picks, **sets)
 
     def rename(self, names: Mapping[Dim, Dim]) -> View:
         """The same view with other names for some dims, on its axes, too."""
@@ -157,15 +161,15 @@ def same(a: View, b: View) -> bool:
         return True
     if a.of is not b.of or a.use is not b.use or len(a.axes) != len(b.axes):
         return False
-    flags = ("product", "bad", "lost", "imaginary", "picks", "summed", "shared", "scaled")
+    flags = ("product", "bad", "lost", "imaginary", "torn", "picks", "summed", "shared", "scaled")
     if any(getattr(a, name) != getattr(b, name) for name in flags):
         return False
     places: dict[tuple[int, int], Dim] = {}
     a, b = by_place(a, places), by_place(b, places)
     places_differ = any((x.lo, x.hi) != (y.lo, y.hi) for x, y in zip(a.axes, b.axes, strict=True))
-    if places_differ or len(a.masks) != len(b.masks):
+    if places_differ or (len(a.masks), len(a.holes)) != (len(b.masks), len(b.holes)):
         return False
-    return all(map(Named.equals, (*a.coords, *a.masks), (*b.coords, *b.masks)))
+    return all(map(Named.equals, (*a.coords, *a.masks, *a.holes), (*b.coords, *b.masks, *b.holes)))
 
 
 def by_place(view: View, places: dict[tuple[int, int], Dim]) -> View:
@@ -236,6 +240,20 @@ def cut(view: View, t: int, start: int, limit: int, step: int = 1) -> View | Non
             view = flatten(view.with_axis(t, Axis(dims)), t)
             dims = view.axes[t].dims
     return view.with_axis(t, Axis(dims, lo, hi))
+
+
+def hole(view: View, there: tuple[Dims, np.ndarray] | None) -> View:
+    """Notes where there is no weight, by an array over the view's axes with the dims of loops in front."""
+    if there is None:
+        return view.replace(torn=True)
+    loops, array = there
+    if array.all():
+        return view
+    along = [t for t, size in enumerate(array.shape[len(loops) :]) if size > 1]
+    for t in along:
+        view = flatten(view, t)
+    dims = (*loops, *(view.axes[t].dims[0] for t in along))
+    return view.replace(holes=(*view.holes, Named(dims, array.reshape([dim.size for dim in dims]))))
 
 
 def pad(view: View, t: int, lo: int, hi: int, inner: int = 0) -> View | None:

@@ -14,7 +14,7 @@ from optax_gc._infer._constants import folded, literal
 from optax_gc._infer._equation import Equation, Shape, open_jaxpr
 from optax_gc._infer._facts import facts_after
 from optax_gc._infer._names import ALWAYS
-from optax_gc._infer._values import NOTHING, Level, Value, facts_of, level_of
+from optax_gc._infer._values import NOTHING, Level, Value, facts_of, level_after, level_of
 from optax_gc._infer._views import Mark, Param, Tier, Use, View
 
 Rule = Callable[["Walk", Equation, Sequence[Value]], Sequence[Value]]
@@ -52,6 +52,7 @@ class Walk:
 
     def __init__(self, rules: Mapping[str, Rule], captured: Level):
         self._rules, self.captured = rules, captured
+        self.eqns: Sequence[Any] = ()  # of the jaxpr that is walked
         self.trail: tuple[Any, ...] = ()  # the equation, and those of the calls around it
         self.backward = False
         self.aside = False  # what is computed here passes no gradient on
@@ -79,6 +80,7 @@ class Walk:
                 return Value(Level.CONST, known=literal(atom.val), facts=facts_of(atom.val))
             return env[atom]
 
+        outside, self.eqns = self.eqns, jaxpr.eqns
         aside = set() if self.opaque else _aside(jaxpr)
         for eqn in jaxpr.eqns:
             outer = self.trail, self.backward, self.aside
@@ -86,6 +88,7 @@ class Walk:
             self.backward, self.aside = self.backward or _is_backward(eqn), self.aside or id(eqn) in aside
             env.update(zip(eqn.outvars, self._equation(eqn, [read(atom) for atom in eqn.invars]), strict=True))
             self.trail, self.backward, self.aside = outer
+        self.eqns = outside
         return [read(atom) for atom in jaxpr.outvars]
 
     def _equation(self, eqn: Any, ins: list[Value]) -> Sequence[Value]:
@@ -258,7 +261,7 @@ def unknown(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     for value in ins:
         walk.refuse([v for v in value.views if not v.product], f"enters the unknown operation {eqn.name}")
     products = [view for value in ins for view in value.views if view.product]
-    level = level_of(ins)
+    level = level_after(ins)
     if not products or not eqn.outs:
         walk.end(products, eqn, ())
         return [Value(level)] * len(eqn.outs)
@@ -271,7 +274,7 @@ def refused(walk: Walk, eqn: Any, ins: Sequence[Value], reason: str) -> Sequence
     """A form of a known operation that is not followed."""
     for value in ins:
         walk.refuse(value.views, reason)
-    return [Value(level_of(ins))] * len(eqn.outvars)
+    return [Value(level_after(ins))] * len(eqn.outvars)
 
 
 def _aside(jaxpr: Any) -> set[int]:

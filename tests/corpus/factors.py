@@ -284,14 +284,109 @@ MADE = [
     *spelled("times", _KEYED, [x_(2, 4), KEY], w=w("i4 o5", "4 5")),
 ]
 
+# Factors of data, sums of products and constants that hide parts, in any number of examples.
+
+
+def _gated(x, r, w):
+    g = jax.nn.softmax(x @ r)
+    return sum(g[:, e : e + 1] * (x @ w[e]) for e in range(3))
+
+
+def _gated_example(x, r, w):
+    g = jax.nn.softmax(x @ r)
+    return sum(g[e] * (x @ w[e]) for e in range(3))
+
+
+def _in_a_loop(x, m, a, b, c):
+    for kernel in (a, b, c):
+        x = x + jnp.einsum("bi,bij,jk->bk", x, m, kernel)
+    return x
+
+
+def _with_constants(mask: Any) -> dict[str, Any]:
+    def zeros(x):
+        return jnp.zeros_like(x)
+
+    return {
+        "products": lambda x, w: (x @ w[0]) * mask(x) + (x @ w[1]) * (1 - mask(x)),
+        "products chosen": lambda x, w: (
+            jnp.where(mask(x) > 0, x @ w[0], zeros(x @ w[0])) + jnp.where(mask(x) > 0, zeros(x @ w[1]), x @ w[1])
+        ),
+        "weights": lambda x, w: x @ (w[0] * mask(x) + w[1] * (1 - mask(x))),
+    }
+
+
+_ARRANGED = np.array([1.0, 0.0, 1.0, 0.0, 1.0, 0.0], np.float32)
+_HIDING = {
+    "of integers": lambda x: (jnp.arange(6) < 3).astype(x.dtype),
+    "closed over": lambda x: _ARRANGED,
+    "computed": lambda x: (jnp.sin(jnp.arange(6.0)) > 0).astype(x.dtype),
+}
+_EXPERTS = {"r": w("i5 o3"), "w": w("b3 i5 o6")}
+_LOOP = {"a": w("i5 o5"), "b": w("i5 o5"), "c": w("i5 o5")}
+SUMS = [
+    case("gates of four examples", _gated, x_(4, 5), **_EXPERTS),
+    case("gates of one example", _gated, x_(1, 5), **_EXPERTS),
+    case("gates of a single example", _gated_example, x_(5), **_EXPERTS),
+    case("gates under vmap", lambda x, r, w: jax.vmap(lambda x: _gated_example(x, r, w))(x), x_(4, 5), **_EXPERTS),
+    case("einsum in a loop", _in_a_loop, [x_(2, 5), x_(2, 5, 5)], **_LOOP),
+    case(
+        "a sum of products enters a softmax",
+        lambda x, y, w: jax.nn.log_softmax(x @ w[0] + y @ w[1])[0],
+        [x_(2, 5), x_(2, 5)],
+        w=w("i2 i5 o6"),
+    ),
+    case(
+        "a sum of products is convolved with data",
+        lambda x, y, w: lax.conv(y, (x @ w[0] + (x + 1) @ w[1])[None, None], (1, 1), "VALID"),
+        [x_(4, 5), x_(2, 1, 9, 9)],
+        w=w("i2 i5 o6"),
+    ),
+    case(
+        "a one-hot of a table",
+        lambda ids, t, w: jax.nn.one_hot((jnp.tanh(t[ids])[..., 0] * 5).astype(jnp.int32) % 7, 7) @ w,
+        jax.ShapeDtypeStruct((2, 3), jnp.int32),
+        t=alone("11 5"),
+        w=alone("7 6"),
+    ),
+]
+HIDDEN = [
+    case(f"{how}, hidden by constants {name}", f, x_(2, 5), w=w("b2 i5 o6", "2 5 6"))
+    for name, mask in _HIDING.items()
+    for how, f in _with_constants(mask).items()
+]
+_STACKED_PROBE = {"p": alone("2 3 5"), "q": w("b2 i5 o4", "2 5 4"), "k": w("i5 o4")}
+PICKED = [
+    case(
+        "a probe of the layer that the data choose",
+        lambda x, p, q, k: jax.nn.softmax(p[x[0, 0, 0].astype(int) % 2] @ q[x[0, 0, 0].astype(int) % 2] @ (x @ k).mT),
+        x_(2, 7, 5),
+        **_STACKED_PROBE,
+    ),
+    case(
+        "repeated probes and a kernel in parts",
+        lambda x, p, a, b, k: jax.nn.softmax(
+            jnp.einsum("bti,hij->bthj", jnp.tile(p[None], (2, 1, 1)), jnp.stack([a, b])).sum(2) @ (x @ k).mT
+        ),
+        x_(2, 7, 5),
+        p=alone("3 5"),
+        a=w("i5 o4", "5 4"),
+        b=w("i5 o4", "5 4"),
+        k=w("i5 o4"),
+    ),
+]
+
 CASES = [
+    *SUMS,
     *TRILINEAR,
     *TAKES,
     *FACTORS,
     *spelled("probe", _PROBES, x_(2, 7, 5), **_PROBE),
 ]
 HARD = [
+    *HIDDEN,
     *MADE,
+    *PICKED,
     *spelled(
         "factor along inputs",
         {

@@ -218,7 +218,18 @@ INDEXED = [
 ]
 
 
-CASES = [*LOOKUPS, *INDEXED]
+# An index beyond the end is the last one where a gather clips.
+CLIPPED = spelled(
+    "clipped",
+    {
+        "take": lambda x, w: jnp.einsum("bei,eio->bo", x, jnp.take(w, jnp.array([0, 5]), axis=0, mode="clip")),
+        "at": lambda x, w: jnp.einsum("bei,eio->bo", x, w.at[jnp.array([0, 5])].get(mode="clip")),
+    },
+    x_(3, 2, 5),
+    w=w("i2 i5 o6"),
+)
+
+CASES = [*LOOKUPS, *INDEXED, *CLIPPED]
 HARD = [
     *spelled(
         "Toeplitz",
