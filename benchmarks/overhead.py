@@ -1,11 +1,15 @@
 """What gc() adds: to an optimizer step, beside its floor by memory traffic; to a whole training step; to compiling.
 
     python benchmarks/overhead.py --out benchmarks/overhead.md
+    python benchmarks/overhead.py --repeat 10 --batch 64 --compiles 0 --out benchmarks/overhead_gpu.md  # on a GPU
 
 The arms are jitted, donated steps, run in one process in a new random order each round; a ratio is the median over
 rounds of an arm's time by the bare arm's in the same round. The bare arm runs twice a round, so that its ratio to
 itself shows the noise. The floor counts arrays moved: Adam reads the gradient, two moments and the parameter and
-writes three of them, seven in all, and a mean over the gradient reads it once more.
+writes three of them, seven in all, and a mean over the gradient reads it once more. `formula` is gc(plan) without the
+`optimization_barrier` that gc() has in half precision.
+
+Where a step is shorter than its launch, as on a GPU, --repeat puts several in one call.
 """
 
 import argparse
@@ -103,10 +107,32 @@ def _plan(params):
     return optax_gc.ParamAxes(axes)
 
 
-def _optimizer_step(chain):
-    def step(grads, state, params):
+def _formula(plan):
+    """GC as one would write it down."""
+
+    def centralize(path, gradient):
+        axes = plan[jax.tree_util.keystr(path, simple=True, separator="/")]
+        if axes is None:
+            return gradient
+        wide = gradient.astype(jnp.float32)
+        return (wide - wide.mean(axes.in_axes, keepdims=True)).astype(gradient.dtype)
+
+    return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(centralize, updates))
+
+
+def _optimizer_step(chain, repeat=1):
+    def once(grads, state, params):
         updates, state = chain.update(grads, state, params)
         return optax.apply_updates(params, updates), state
+
+    def step(grads, state, params):
+        def again(i, carry):
+            # Tied to the counter, else XLA may take what is made of the gradient alone out of the loop.
+            return once(jax.lax.optimization_barrier((grads, i))[0], *carry)[::-1]
+
+        if repeat == 1:
+            return once(grads, state, params)
+        return jax.lax.fori_loop(0, repeat, again, (state, params))[::-1]
 
     return jax.jit(step, donate_argnums=(1, 2))
 
@@ -127,6 +153,7 @@ def _chains(make, plan):
         "bare": make(),
         "gc()": optax.chain(optax_gc.gc(), make()),
         "gc(plan)": optax.chain(optax_gc.gc(plan), make()),
+        "formula": optax.chain(_formula(plan), make()),
         "optax.centralize()": optax.chain(optax.centralize(), make()),
     }
 
@@ -193,7 +220,13 @@ def _keep_freed_memory():
             ctypes.CDLL(None).mallopt(option, value)
 
 
-ARMS = ["gc()", "gc(plan)", "optax.centralize()", "bare again"]
+def _memory():
+    """Returns the bytes of the device, which on a CPU are those of the machine."""
+    stats = jax.devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+ARMS = ["gc()", "gc(plan)", "formula", "optax.centralize()", "bare again"]
 
 
 def optimizer_steps(args, medians):
@@ -204,17 +237,18 @@ def optimizer_steps(args, medians):
         shapes = MODELS[model]()
         make, floor = OPTIMIZERS[name]
         moved = sum(leaf.size for leaf in jax.tree.leaves(shapes)) * jnp.dtype(dtype).itemsize / (floor - 1)
-        if moved > 0.45 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+        if moved > args.memory * _memory():
             yield f"| {model} | {name} | {dtype} | too large for this machine" + " |" * (len(ARMS) + 4)
             continue
         grads = jax.tree.map(lambda s, d=dtype: jax.random.normal(jax.random.key(0), s.shape, jnp.dtype(d)), shapes)
-        times = measure(_chains(make, _plan(shapes)), _optimizer_step, grads, grads, args.seconds)
+        step = functools.partial(_optimizer_step, repeat=args.repeat)
+        times = measure(_chains(make, _plan(shapes)), step, grads, grads, args.seconds)
         for arm in ARMS:
             medians[dtype, name].setdefault(arm, []).append(_quartiles(times, arm)[1])
-        bare = statistics.median(times["bare"])
+        bare = statistics.median(times["bare"]) / args.repeat
         shown = " | ".join(_ratio(times, arm) for arm in ARMS)
         yield (
-            f"| {model} | {name} | {dtype} | {bare * 1e3:.1f} | {moved / bare / 1e9:.1f} | {floor:.2f} | {shown} | "
+            f"| {model} | {name} | {dtype} | {bare * 1e3:.4g} | {moved / bare / 1e9:.1f} | {floor:.2f} | {shown} | "
             f"{len(times['bare'])} |"
         )
 
@@ -228,7 +262,7 @@ def over_models(medians):
         yield f"| {dtype} | {name} | {OPTIMIZERS[name][1]:.2f} | {shown} |"
 
 
-def _resnet50_training(batch=8):
+def _resnet50_training(batch, dtype):
     def forward(images, labels):
         logits = hk.nets.ResNet50(1000)(images, is_training=True)
         return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
@@ -236,13 +270,14 @@ def _resnet50_training(batch=8):
     model = hk.transform_with_state(forward)
     data = jax.random.normal(jax.random.key(0), (batch, 224, 224, 3)), jnp.arange(batch)
     params, state = jax.jit(model.init)(jax.random.key(0), *data)
+    params, data = optax.tree.cast(params, dtype), (data[0].astype(dtype), data[1])
     return params, data, lambda params, data: model.apply(params, state, None, *data)[0]
 
 
-def _transformer_training(batch=8, length=256):
+def _transformer_training(batch, dtype, length=256):
     model = Transformer()
     tokens = jax.random.randint(jax.random.key(0), (batch, length), 0, 256)
-    params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+    params = optax.tree.cast(jax.jit(model.init)(jax.random.key(0), tokens)["params"], dtype)
 
     def loss(params, tokens):
         logits = model.apply({"params": params}, tokens)[:, :-1]
@@ -252,46 +287,49 @@ def _transformer_training(batch=8, length=256):
 
 
 TRAININGS = {
-    "ResNet-50, 8 images of 224 x 224, SGD, momentum": (_resnet50_training, "SGD, momentum"),
-    "transformer, 6 x 384, 8 x 256 tokens, AdamW": (_transformer_training, "AdamW"),
+    "ResNet-50, {} images of 224 x 224, SGD, momentum": (_resnet50_training, "SGD, momentum"),
+    "transformer, 6 x 384, {} x 256 tokens, AdamW": (_transformer_training, "AdamW"),
 }
 
 
 def training_steps(args):
-    yield (
-        "| training step | bare s | "
-        + " | ".join(ARMS)
-        + " | rounds | gc() by itself | compile s | compile with gc() |"
-    )
-    yield "|---|--:|" + "--:|" * (len(ARMS) + 4)
-    for title in tqdm(args.trainings):
+    yield ("| training step | dtype | bare s | " + " | ".join(ARMS) + " | rounds | gc() by itself |")
+    yield "|---|---|--:|" + "--:|" * (len(ARMS) + 2)
+    for title, dtype in tqdm([(t, d) for t in args.trainings for d in args.dtypes]):
         make_training, optimizer = TRAININGS[title]
-        params, batch, loss = make_training()
+        params, batch, loss = make_training(args.batch, dtype)
         chains = _chains(OPTIMIZERS[optimizer][0], optax_gc.infer_axes(loss, params, batch))
         step = _training_step(loss)
         times = measure(chains, step, batch, params, args.seconds * 30)
-        alone = measure(chains, _optimizer_step, params, params, args.seconds)
-        added = statistics.median(a - b for a, b in zip(alone["gc()"], alone["bare"], strict=True))
+        alone = measure(chains, functools.partial(_optimizer_step, repeat=args.repeat), params, params, args.seconds)
+        added = statistics.median(a - b for a, b in zip(alone["gc()"], alone["bare"], strict=True)) / args.repeat
         shown = " | ".join(_ratio(times, arm, 3) for arm in ARMS)
         yield (
-            f"| {title} | {statistics.median(times['bare']):.2f} | {shown} | {len(times['bare'])} | "
-            f"{added * 1e3:.1f} ms, {added / statistics.median(times['bare']):.2%} |"
+            f"| {title.format(args.batch)} | {dtype} | {statistics.median(times['bare']):.3g} | {shown} | "
+            f"{len(times['bare'])} | "
+            f"{added * 1e3:.2g} ms, {added / statistics.median(times['bare']):.2%} |"
         )
 
 
 def compile_times(args):
     """The least of several: other processes can only add to it."""
+    if not args.compiles:
+        return
     arms = "bare", "gc()", "optax.centralize()"
     yield "| training step | " + " | ".join(arms) + " |"
     yield "|---|" + "--:|" * len(arms)
     for title in tqdm(args.trainings):
         make_training, optimizer = TRAININGS[title]
-        params, batch, loss = make_training()
+        params, batch, loss = make_training(args.batch, jnp.float32)
         chains = _chains(OPTIMIZERS[optimizer][0], optax_gc.ParamAxes({}))
         step = _training_step(loss)
         seconds = [[_compile(step, batch, chains[arm], params)[1] for arm in arms] for _ in range(args.compiles)]
         bare, *others = (min(column) for column in zip(*seconds, strict=True))
-        yield f"| {title} | {bare:.1f} s | " + " | ".join(f"{other / bare:.2f}" for other in others) + " |"
+        yield (
+            f"| {title.format(args.batch)} | {bare:.1f} s | "
+            + " | ".join(f"{other / bare:.2f}" for other in others)
+            + " |"
+        )
 
 
 def main():
@@ -300,6 +338,9 @@ def main():
     parser.add_argument("--optimizers", nargs="*", choices=OPTIMIZERS, default=list(OPTIMIZERS))
     parser.add_argument("--dtypes", nargs="*", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
     parser.add_argument("--trainings", nargs="*", choices=TRAININGS, default=list(TRAININGS))
+    parser.add_argument("--batch", type=int, default=8, help="examples of a training step")
+    parser.add_argument("--repeat", type=int, default=1, help="optimizer steps in a call")
+    parser.add_argument("--memory", type=float, default=0.45, help="share of it that a step may have to move")
     parser.add_argument("--compiles", type=int, default=7, help="how often each training step is compiled")
     parser.add_argument("--seconds", type=float, default=5, help="time for a row (default: 5; training steps: 30 x)")
     parser.add_argument("--out", type=pathlib.Path, help="Markdown file to write")
