@@ -1,29 +1,50 @@
-"""What infer_axes costs: its time beside jax.make_jaxpr alone, its memory, and its growth with the model.
+"""What infer_axes costs beside jax.make_jaxpr alone: on the corpus in tests/corpus, on large models, on long programs.
 
     python benchmarks/infer_cost.py --out benchmarks/infer_cost.md
 
-Both arms trace the same function on the same abstract arguments, one after the other in one process;
-jax's caches are cleared before each, since a cached trace is not what a user pays for.
+infer_axes calls jax.make_jaxpr once. That call is timed, and what the rest takes is the walk: both come from the same
+calls, so that no noise is in their difference. JAX's caches are cleared before each call, since a cached trace is not
+what a user pays for. Times are processor time, the least of several calls.
 """
 
 import argparse
+import functools
 import gc
-import io
+import importlib
+import math
+import os
+import pathlib
 import platform
+import resource
 import statistics
+import sys
 import time
 import tracemalloc
+from unittest import mock
 
 import flax.linen as nn
 import haiku as hk
 import jax
 import jax.numpy as jnp
 import optax
-from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
 import optax_gc
+
+ROOT = pathlib.Path(__file__).parent.parent
+FRAMEWORKS = {
+    "flax_linen": "Flax Linen",
+    "flax_nnx": "Flax NNX",
+    "haiku": "Haiku",
+    "equinox": "Equinox",
+    "keras": "Keras 3",
+    "plain": "plain JAX",
+    "decoders": "decoders",
+    "published": "published layers",
+    "spellings": "spellings",
+    "indices": "constant indices",
+    "factors": "factors of data",
+}
 
 
 class ViT(nn.Module):
@@ -49,7 +70,7 @@ def _spec(*shape, dtype=jnp.float32):
 
 
 def llama(layers, scanned):
-    """A decoder of the shape of Llama 70B: grouped-query attention, rotary embedding, gated MLP."""
+    """A decoder of the shape of Llama 2 70B, at 80 layers: grouped-query attention, rotary embedding, gated MLP."""
     width, hidden, groups, queries, head, vocabulary = 8192, 28672, 8, 8, 128, 32000
     layer = {
         "query": (width, groups, queries, head),
@@ -120,13 +141,41 @@ def vit_large():
     return ViT().apply, params, (images,)
 
 
+def slices(n):
+    def fn(w, x):
+        return sum(x[i] @ w[i] for i in range(n))
+
+    return fn, _spec(n, 8, 8), (_spec(n, 2, 8),)
+
+
+def added(n):
+    def fn(weights, x):
+        return x @ sum(weights)
+
+    return fn, [_spec(8, 8)] * n, (_spec(2, 8),)
+
+
+def cut(n):
+    def fn(vector, x):
+        for i in range(n):
+            x = jnp.tanh(x @ vector[64 * i : 64 * (i + 1)].reshape(8, 8))
+        return x
+
+    return fn, _spec(64 * n), (_spec(2, 8),)
+
+
 MODELS = {
     "ResNet-50 (Haiku)": resnet50,
     "ViT-L (Flax Linen)": vit_large,
-    "80-layer decoder, unrolled": lambda: llama(80, scanned=False),
-    "80-layer decoder, scanned": lambda: llama(80, scanned=True),
+    "decoder of 70B, 80 layers unrolled": lambda: llama(80, scanned=False),
+    "decoder of 70B, 80 layers scanned": lambda: llama(80, scanned=True),
 }
-GROWTH = {f"decoder of {n} layers, unrolled": (lambda n=n: llama(n, scanned=False)) for n in (10, 20, 40, 80)}
+LONG = {
+    "decoder of {} layers, unrolled": (lambda n: llama(n, scanned=False), (10, 20, 40)),
+    "sum of {} slices of one weight": (slices, (200, 400, 800)),
+    "x @ sum of {} params": (added, (100, 200, 400)),
+    "{} weights cut from one vector": (cut, (50, 100, 200)),
+}
 
 
 def equations(jaxpr):
@@ -142,84 +191,126 @@ def equations(jaxpr):
 
 
 def measure(build, repeats):
-    """Returns the figures of one model: seconds of each arm, and the peak memory that each adds."""
+    """Returns seconds of tracing and of the walk: the least over calls of infer_axes with JAX's caches cleared."""
     fn, params, args = build()
-    arms = {
-        "make_jaxpr": lambda: jax.make_jaxpr(fn)(params, *args),
-        "infer_axes": lambda: optax_gc.infer_axes(fn, params, *args),
-    }
-    seconds = {name: [] for name in arms}
+    tracing, walk = [], []
     for _ in range(repeats):
-        for name, arm in arms.items():
-            jax.clear_caches()
-            gc.collect()
-            start = time.perf_counter()
-            arm()
-            seconds[name].append(time.perf_counter() - start)
-    memory = {}
-    for name, arm in arms.items():
         jax.clear_caches()
         gc.collect()
-        tracemalloc.start()
-        arm()
-        memory[name] = tracemalloc.get_traced_memory()[1] / 2**20
-        tracemalloc.stop()
-    ratios = [b / a for a, b in zip(*seconds.values(), strict=True)]
-    plan = arms["infer_axes"]()
-    return {
-        "equations": equations(arms["make_jaxpr"]()),
-        "params": len(plan),
-        "undecided": sum(axes is None for axes in plan.values()),
-        "seconds": {name: statistics.median(values) for name, values in seconds.items()},
-        "ratio": (statistics.median(ratios), min(ratios), max(ratios)),
-        "memory": memory,
-    }
+        with mock.patch.object(jax, "make_jaxpr", functools.partial(timed, jax.make_jaxpr, tracing)):
+            start = time.process_time()
+            optax_gc.infer_axes(fn, params, *args)
+            walk.append(time.process_time() - start - tracing[-1])
+    return min(tracing), min(walk)
 
 
-def table(title, models, repeats):
-    out = Table(title=title, title_justify="left")
-    for heading in (
-        "model", "equations", "leaves (alone)", "make_jaxpr s", "infer_axes s", "ratio (range)", "added us/equation",
-        "peak MiB",
-    ):  # fmt: skip
-        out.add_column(heading, justify="left" if heading == "model" else "right")
-    for name, build in tqdm(models.items(), desc=title):
-        m = measure(build, repeats)
-        plain, whole = m["seconds"].values()
-        ratio, low, high = m["ratio"]
-        out.add_row(
+def timed(make_jaxpr, seconds, fn):
+    def call(*args):
+        start = time.process_time()
+        jaxpr = make_jaxpr(fn)(*args)
+        seconds.append(time.process_time() - start)
+        return jaxpr
+
+    return call
+
+
+def peak(arm):
+    """Returns MiB of Python objects and NumPy arrays at the peak of a call."""
+    jax.clear_caches()
+    gc.collect()
+    tracemalloc.start()
+    arm()
+    size = tracemalloc.get_traced_memory()[1] / 2**20
+    tracemalloc.stop()
+    return size
+
+
+def corpus(repeats):
+    """Yields a row for each part of the corpus, and one for all: the median and the worst of walk / tracing."""
+    every = {}
+    for module, title in FRAMEWORKS.items():
+        cases = importlib.import_module(f"corpus.{module}").CASES
+        part = {case.name: measure(case.build, repeats) for case in tqdm(cases, desc=title)}
+        every |= part
+        yield ratios(title, part)
+    yield ratios("**all**", every)
+
+
+def ratios(title, part):
+    ratio = {name: walk / tracing for name, (tracing, walk) in part.items()}
+    worst = max(ratio, key=ratio.get)
+    tracing, walk = (sum(times) for times in zip(*part.values(), strict=True))
+    middle = statistics.median(ratio.values())
+    where = f"{worst} ({part[worst][0] * 1e3:.0f} ms)"
+    return title, len(part), f"{middle:.2f}", f"{ratio[worst]:.2f}", where, f"{tracing:.1f}", f"{walk:.1f}"
+
+
+def programs(named, repeats):
+    """Yields a row for each of these programs: size, seconds, memory."""
+    for name, build in tqdm(named.items(), desc="programs"):
+        fn, params, args = build()
+        tracing, walk = measure(build, repeats)
+        plan = optax_gc.infer_axes(fn, params, *args)
+        size = equations(jax.make_jaxpr(fn)(params, *args))
+        alone = sum(axes is None for axes in plan.values())
+        memory = peak(lambda: jax.make_jaxpr(fn)(params, *args)), peak(lambda: optax_gc.infer_axes(fn, params, *args))  # noqa: B023
+        yield (
             name,
-            f"{m['equations']:,}",
-            f"{m['params']} ({m['undecided']})",
-            f"{plain:.2f}",
-            f"{whole:.2f}",
-            f"{ratio:.2f} ({low:.2f}-{high:.2f})",
-            f"{(whole - plain) / m['equations'] * 1e6:.1f}",
-            " / ".join(f"{value:.0f}" for value in m["memory"].values()),
+            f"{size:,}",
+            f"{sum(math.prod(shape) for shape in plan.shapes.values()):,}",
+            f"{len(plan)} ({alone})",
+            f"{tracing:.2f}",
+            f"{walk:.2f}",
+            f"{walk / tracing:.2f}",
+            f"{walk / size * 1e6:.0f}",
+            " / ".join(f"{value:.0f}" for value in memory),
         )
-    return out
+
+
+def table(headings, rows):
+    lines = [headings, ["---"] + ["--:"] * (len(headings) - 1), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=7, help="runs of each arm; medians are reported (default: 7)")
+    parser.add_argument("--repeats", type=int, default=5, help="calls of each program (default: 5)")
     parser.add_argument("--out", help="Markdown file to write")
     args = parser.parse_args()
-    tables = [table("Models", MODELS, args.repeats), table("Growth", GROWTH, args.repeats)]
-    text = io.StringIO()
-    console = Console(file=text, width=140)
-    for each in tables:
-        console.print(each)
-    note = (
-        f"jax {jax.__version__}, Python {platform.python_version()}, {platform.processor() or platform.machine()}, "
-        f"{args.repeats} runs of each arm, interleaved; medians; peak memory of Python objects by tracemalloc, "
-        "make_jaxpr / infer_axes."
-    )
-    print(text.getvalue() + note)
+    sys.path.insert(0, str(ROOT / "tests"))
+    gc.freeze()  # what is imported need not be collected again before each call
+    columns = ["part", "cases", "walk / tracing, median", "worst", "which (its tracing)", "tracing s", "walk s"]
+    of_corpus = table(columns, corpus(args.repeats))
+    columns = ["program", "equations", "elements", "leaves (alone)", "tracing s", "walk s", "walk / tracing"]
+    columns += ["walk us / equation", "peak MiB"]
+    long = {name.format(n): functools.partial(build, n) for name, (build, sizes) in LONG.items() for n in sizes}
+    of_models = table(columns, programs(MODELS, args.repeats))
+    of_long = table(columns, programs(long, args.repeats))
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (30 if sys.platform == "darwin" else 20)
+    text = f"""# What infer_axes costs
+
+`python benchmarks/infer_cost.py`; jax {jax.__version__}, Python {platform.python_version()}, \
+{jax.devices()[0].device_kind}, {os.cpu_count()} cores.
+Tracing is the call of `jax.make_jaxpr` in `infer_axes`, the walk is all else in it. Processor time, the least of \
+{args.repeats} calls, JAX's caches cleared before each. Peak: Python objects and NumPy arrays, \
+`make_jaxpr` / `infer_axes`, by tracemalloc. The whole script, with all frameworks imported, stayed below \
+{resident:.1f} GiB of resident memory.
+
+## The corpus
+
+{of_corpus}
+
+## Whole models
+
+{of_models}
+
+## Long programs
+
+{of_long}
+"""
+    print(text)
     if args.out:
-        with open(args.out, "w") as file:
-            file.write(f"# What infer_axes costs\n\n`python benchmarks/infer_cost.py`\n\n{note}\n\n")
-            file.write(f"```\n{text.getvalue()}```\n")
+        pathlib.Path(args.out).write_text(text)
 
 
 if __name__ == "__main__":
