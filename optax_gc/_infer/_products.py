@@ -135,7 +135,7 @@ def _is_weight(value: Value, other: Value) -> bool:
     parts = all(not dims for view in (*value.views, *other.views) for _, dims in view.picks)
     layers = parts and all(any(view.picks for view in side.views) for side in (value, other))
     met = any(view.scaled or (view.picks and not layers) for view in value.views)
-    return value.level == Level.WEIGHT or (value.level == Level.SCALED and not met)
+    return value.level == Level.WEIGHT or (value.level == Level.SCALED and bool(value.views) and not met)
 
 
 def _is_lookup(other: Value, side: _Side) -> bool:

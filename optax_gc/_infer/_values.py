@@ -114,6 +114,8 @@ def level_of(ins: Iterable[Value]) -> Level:
 
 def has_met_data(value: Value) -> bool:
     """Whether a value is data, or differs from place to place as the data do."""
+    if value.level == Level.SCALED and not value.views:
+        return True
     return value.level == Level.DATA or any(v.scaled or any(dims for _, dims in v.picks) for v in value.views)
 
 
