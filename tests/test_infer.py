@@ -163,12 +163,21 @@ def test_a_backward_pass_is_not_asked():
     assert "backward pass" in plan.why[""]
 
 
-def test_a_stop_gradient_inside_a_custom_gradient_stops_nothing():
-    @jax.custom_vjp
+def _straight_through(kind):
+    @getattr(jax, kind)
     def quantised(w):
         return jax.lax.stop_gradient(jnp.round(w))
 
-    quantised.defvjp(lambda w: (quantised(w), None), lambda _, g: (g,))
+    if kind == "custom_vjp":
+        quantised.defvjp(lambda w: (quantised(w), None), lambda _, g: (g,))
+    else:
+        quantised.defjvp(lambda w, t: (quantised(*w), *t))
+    return quantised
+
+
+@pytest.mark.parametrize("kind", ["custom_vjp", "custom_jvp"])
+def test_a_stop_gradient_inside_a_custom_gradient_stops_nothing(kind):
+    quantised = _straight_through(kind)
 
     def fn(w, x):
         return (x @ quantised(w)).sum() + jax.lax.stop_gradient(x @ w.T).sum()
@@ -421,3 +430,17 @@ def test_an_axis_that_is_too_long_is_left_alone():
     plan = infer_axes(lambda w, x: x @ w, spec(2**22 + 1, 3), spec(2, 2**22 + 1))
     assert plan[""] is None
     assert "too long" in plan.why[""]
+
+
+def _first_caller(x):
+    return jnp.sort(x)
+
+
+def test_a_reason_names_the_line_of_this_call_of_a_shared_helper():
+    def fn(params, x):
+        y = _first_caller(x)
+        return y @ jnp.sort(params)  # the line that is meant
+
+    line = fn.__code__.co_firstlineno + 2
+    plan = infer_axes(fn, spec(4, 4), spec(4, 4))
+    assert plan.why[""] == f"enters sort at test_infer.py:{line}"

@@ -27,7 +27,7 @@ _COMPARISONS = frozenset({"lt", "le", "gt", "ge", "ne"})
 
 def call(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """The body stands in the place of the call."""
-    outer, walk.opaque = walk.opaque, walk.opaque or eqn.name.startswith("custom_vjp")
+    outer, walk.opaque = walk.opaque, walk.opaque or eqn.name.startswith("custom_")
     try:
         return walk.jaxpr(eqn.first("jaxpr", "call_jaxpr", "fun_jaxpr"), ins)
     finally:
