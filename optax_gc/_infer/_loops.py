@@ -73,7 +73,7 @@ def _step_of(value: Value, step: Dim) -> Value:
         view = flatten(view, 0)
         views.append(view.take(view.axes[0].dims[0], np.arange(step.size), (step,)).with_axis(0))
     known = value.known and Constant(lambda _, x, i: x[i], [value.known, step_of(step)])
-    return Value(value.level, tuple(views), known, value.facts.shifted(0, -1))
+    return Value(value.level, tuple(views), known, value.facts.shifted(0, -1), value.hidden)
 
 
 def _stacked(value: Value, step: Dim) -> Value:
@@ -86,7 +86,7 @@ def _stacked(value: Value, step: Dim) -> Value:
             views.append(view.replace(axes=(Axis((step,)), *view.axes)))
         else:
             views.append(view.replace(axes=(blank(step.size), *view.axes)))
-    return Value(value.level, tuple(views), facts=value.facts.shifted(0, 1))
+    return Value(value.level, tuple(views), facts=value.facts.shifted(0, 1), hidden=value.hidden)
 
 
 def while_loop(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
@@ -188,7 +188,7 @@ def _loop(
             elif level == Level.DATA:
                 inside.append(Value(level, (marks[-1],)))
             else:
-                inside.append(Value(level, () if lost else value.views))
+                inside.append(Value(level, () if lost else value.views, hidden=value.hidden))
         results = walk.jaxpr(body, [*consts, *inside, *xs])
         before = [*levels, *moved]
         for i, (value, result) in enumerate(zip(carry, results, strict=False)):
@@ -210,7 +210,7 @@ def _loop(
             walk.refuse([*value.views, *result.views], "changes in a loop")
             outs.append(Value(levels[i]))
         elif (mark := marks[i]) is None:
-            outs.append(Value(levels[i], result.views))
+            outs.append(Value(levels[i], result.views, hidden=result.hidden))
         else:
             views = _without(walk, result.views, sums - {mark.of})
             outs.append(Value(Level.DATA, _carried(walk, value.views, mark, views, step)))

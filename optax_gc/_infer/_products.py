@@ -119,6 +119,7 @@ def _activations(walk: Walk, eqn: Equation, ins: Sequence[Value], sides: Sequenc
             for t in (*sides[k].free, *sides[k].batch)
         )
         and bool(value.views)
+        and not value.hidden
         for k, value in enumerate(ins)
     ]
     if repeated[0] == repeated[1]:

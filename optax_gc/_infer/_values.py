@@ -75,6 +75,7 @@ class Value:
     views: tuple[View, ...] = ()
     known: Constant | None = None
     facts: Facts = NOTHING
+    hidden: frozenset[Param | Mark] = frozenset()  # what a weight is made of besides its views
 
     # Kept with the value, so that adding up many of them looks at each view once.
     @functools.cached_property

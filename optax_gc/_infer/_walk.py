@@ -104,11 +104,7 @@ class Walk:
             outs = refused(self, eqn, ins, str(unfollowed))
         if name in ALWAYS:
             return outs
-        facts = [facts_after(eqn, ins, i) for i in range(len(outs))]
-        return [
-            out if fact is NOTHING else dataclasses.replace(out, facts=fact)
-            for out, fact in zip(outs, facts, strict=True)
-        ]
+        return [_told(eqn, ins, out, i) for i, out in enumerate(outs)]
 
     def said(self) -> tuple[int, ...]:
         return tuple(map(len, self._logs()))
@@ -245,15 +241,24 @@ class Walk:
         return self._settled.keys().isdisjoint(value.uses)
 
 
+def _told(eqn: Any, ins: Sequence[Value], out: Value, result: int) -> Value:
+    """A result with what its rule does not say: facts, and params that left no view."""
+    facts = facts_after(eqn, ins, result)
+    sources: frozenset[Any] = frozenset()
+    if out.level == Level.WEIGHT:
+        sources = sources.union(*(value.sources | value.hidden for value in ins)) - out.sources
+    if facts is NOTHING and not sources:
+        return out
+    return dataclasses.replace(out, facts=facts, hidden=sources)
+
+
 def without_views(eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     """What holds nothing of the params has a level, perhaps numbers, and perhaps facts."""
     level = level_of(ins)
     constants = [value.known for value in ins if value.known is not None]
     fold = level == Level.CONST and len(constants) == len(ins)
-    return [
-        Value(level, known=folded(eqn, constants, i) if fold else None, facts=facts_after(eqn, ins, i))
-        for i in range(len(eqn.outvars))
-    ]
+    outs = [Value(level, known=folded(eqn, constants, i) if fold else None) for i in range(len(eqn.outvars))]
+    return [_told(eqn, ins, out, i) for i, out in enumerate(outs)]
 
 
 def unknown(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:

@@ -281,6 +281,17 @@ MADE = [
         case(f"{made} of params between", lambda x, a, w, f=f: x @ f(a) @ w, x_(2, 5), a=alone("5 5"), w=w("i5 o4"))
         for made, f in _MADE_OF.items()
     ),
+    *(
+        case(
+            f"{made} of params, scaled",
+            lambda x, a, s, w, f=f: x @ ((f(a) * s) @ w),
+            x_(2, 5),
+            a=alone("5 5"),
+            s=alone("5"),
+            w=alone("5 4"),
+        )
+        for made, f in _MADE_OF.items()
+    ),
     *spelled("times", _KEYED, [x_(2, 4), KEY], w=w("i4 o5", "4 5")),
 ]
 
