@@ -33,7 +33,14 @@ class Verdict(NamedTuple):
 class _Set(NamedTuple):
     """All units sum over these positions of a stored axis."""
 
-    positions: tuple[int, ...]
+    positions: range | tuple[int, ...]  # a range wherever it is one
+
+
+def _set_of(positions: np.ndarray) -> _Set:
+    """The set of positions that are in order."""
+    positions = positions[np.diff(positions, prepend=-1) != 0]
+    first, last = int(positions[0]), int(positions[-1])
+    return _Set(range(first, last + 1) if last - first < len(positions) else tuple(positions.tolist()))
 
 
 class _Kept(NamedTuple):
@@ -240,7 +247,7 @@ def _box(view: View) -> tuple[_Set | _Kept, ...] | None:
         kept = [dim for dim in coord.dims if dim not in view.summed]
         summed = [dim for dim in coord.dims if dim in view.summed]
         if not coord.dims:
-            roles.append(_Set((int(coord.data),)))
+            roles.append(_set_of(coord.data.reshape(1)))
         elif not summed:
             roles.append(_Kept(*coord.key()))
         elif any(owners[dim] > 1 for dim in summed):
@@ -249,7 +256,7 @@ def _box(view: View) -> tuple[_Set | _Kept, ...] | None:
             rows = np.sort(coord.table(kept, summed), 1)
             if (rows != rows[:1]).any():
                 return None
-            roles.append(_Set(tuple(np.unique(rows[0]).tolist())))
+            roles.append(_set_of(rows[0]))
     return tuple(roles)
 
 
@@ -268,7 +275,9 @@ def _union(boxes: list[tuple[_Set | _Kept, ...]], shape: tuple[int, ...]) -> tup
                 sets = [role.positions for box in group if isinstance(role := box[a], _Set)]
                 if len(sets) < len(group) and len(group) > 1:
                     return None
-                united = _Set(tuple(sorted({i for positions in sets for i in positions}))) if sets else group[0][a]
+                united = group[0][a]
+                if len(set(sets)) > 1:
+                    united = _set_of(np.sort(np.concatenate([np.asarray(positions) for positions in sets])))
                 left.append((*group[0][:a], united, *group[0][a + 1 :]))
     if len(left) > 1:
         return None

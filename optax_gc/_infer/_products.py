@@ -55,6 +55,7 @@ def _contraction(
         sides.append(_Side(tuple(contracted[k]), tuple(batch[k]), tuple(groups[k]), free))
     ins = _activations(walk, eqn, ins, sides)
     views, met = [], False
+    is_weight = [_is_weight(ins[k], ins[1 - k]) for k in (0, 1)]
     for k, value in enumerate(ins):
         other, ended = ins[1 - k], []
         for view in value.views:
@@ -65,7 +66,7 @@ def _contraction(
                 ended += [] if grown else [view]
                 if other.level > Level.WEIGHT and view.use and view.use.fixed:
                     walk.remark(view, walk.tier(view), BY_CONSTANT)
-            elif not _is_weight(value, other) and _is_weight(other, value):
+            elif not is_weight[k] and is_weight[1 - k]:
                 (walk.close if view.scaled and not view.bent else walk.refuse)([view], ACTS_AS_DATA)
             elif other.facts.zero:
                 walk.remark(view, Tier.WITH_CONSTANT, "")
@@ -73,7 +74,7 @@ def _contraction(
                 walk.refuse([view], "lookup table (one-hot product)")
             elif (chosen := _selection(view, sides, k, other)) is not None:
                 views.append(chosen)
-            elif _is_weight(other, value):
+            elif is_weight[1 - k]:
                 inputs = view.on(sides[k].contracted)
                 if view.varying() - view.summed <= inputs:
                     walk.summarise([view])

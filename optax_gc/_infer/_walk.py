@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -247,9 +248,12 @@ def _told(eqn: Any, ins: Sequence[Value], out: Value, result: int) -> Value:
     sources: frozenset[Any] = frozenset()
     if out.level == Level.WEIGHT:
         sources = sources.union(*(value.sources | value.hidden for value in ins)) - out.sources
-    if facts is NOTHING and not sources:
+    if facts == NOTHING and not sources:
         return out
-    return dataclasses.replace(out, facts=facts, hidden=sources)
+    # What is cached of the views stays.
+    told = copy.copy(out)
+    told.facts, told.hidden = facts, sources
+    return told
 
 
 def without_views(eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
