@@ -27,18 +27,13 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import optax
+from axes_right import FRAMEWORKS
 from tqdm import tqdm
 
 import optax_gc
 
 ROOT = pathlib.Path(__file__).parent.parent
-FRAMEWORKS = {
-    "flax_linen": "Flax Linen",
-    "flax_nnx": "Flax NNX",
-    "haiku": "Haiku",
-    "equinox": "Equinox",
-    "keras": "Keras 3",
-    "plain": "plain JAX",
+PARTS = FRAMEWORKS | {
     "decoders": "decoders",
     "published": "published layers",
     "spellings": "spellings",
@@ -228,7 +223,7 @@ def peak(arm):
 def corpus(repeats):
     """Yields a row for each part of the corpus, and one for all: the median and the worst of walk / tracing."""
     every = {}
-    for module, title in FRAMEWORKS.items():
+    for module, title in PARTS.items():
         cases = importlib.import_module(f"corpus.{module}").CASES
         part = {case.name: measure(case.build, repeats) for case in tqdm(cases, desc=title)}
         every |= part

@@ -289,12 +289,16 @@ def overview(results):
     return draw
 
 
+def sections(tables):
+    """Tables by name as Markdown, between the marks by which the pages include them."""
+    texts = {name: table.to_markdown(index=False, disable_numparse=True) for name, table in tables.items()}
+    return [f"<!-- --8<-- [start:{name}] -->\n{text}\n<!-- --8<-- [end:{name}] -->" for name, text in texts.items()]
+
+
 def report(out, pictures):
     results = [Results(name, read(out / f"{name}.csv")) for name in EXPERIMENTS if (out / f"{name}.csv").exists()]
     parts = ["# Gradient Centralization on and off", "Made by `python benchmarks/accuracy --report`."]
-    for name, table in tables(results).items():
-        text = table.to_markdown(index=False, disable_numparse=True)
-        parts.append(f"<!-- --8<-- [start:{name}] -->\n{text}\n<!-- --8<-- [end:{name}] -->")
+    parts += sections(tables(results))
     parts.append("<!-- --8<-- [start:every] -->")
     for r in results:
         parts += [

@@ -12,6 +12,7 @@ import pandas as pd
 from about import about
 from data import augmented, images, standardised
 from experiments import EXPERIMENTS, FASHION_GN
+from shares import shares_of
 from tqdm import tqdm
 
 import optax_gc
@@ -114,21 +115,12 @@ class Training:
         params = {**trained[0], "head": fresh[0]["head"]}
         return params, trained[1], self.optimizer.init(params)
 
-    def share(self, updates):
-        """Returns the share that GC removes of the whole tree, over the weights, and of each weight."""
-        names = [path for path, axes in self.plan.items() if axes is not None]
-        leaves = {jax.tree_util.keystr(p, simple=True, separator="/"): v for p, v in jax.tree.leaves_with_path(updates)}
-        each = optax_gc.removed_fraction({n: leaves[n] for n in names}, {n: self.plan[n] for n in names})
-        squares = {n: jnp.sum(leaves[n] ** 2) for n in names}
-        total = sum(each[n] * squares[n] for n in names) / jnp.maximum(sum(squares.values()), 1e-30)
-        return total, {f"share {n}": each[n] for n in names}
-
     def _step(self, state, index, key, arrays):
         params, rest, opt_state = state
         batch = self.data.take(arrays, index, key)
         (loss, rest), grads = jax.value_and_grad(self.loss, has_aux=True)(params, rest, batch)
         updates, opt_state = self.optimizer.update(grads, opt_state, params)
-        total, each = self.share(grads)
+        total, each = shares_of(self.plan, grads)
         metrics = {"loss": loss, "gradient norm": norm(grads), "share": total, **each}
         return (optax.apply_updates(params, updates), rest, opt_state), metrics
 
@@ -155,7 +147,7 @@ class Training:
     def _drift(self, state, initial):
         """The share, along e, of the squared distance that the weights have come: zero if `e^T w` is constant."""
         moved = jax.tree.map(jnp.subtract, state[0], initial)
-        metrics = {"drift": self.share(moved)[0], "weight norm": norm(state[0])}
+        metrics = {"drift": shares_of(self.plan, moved)[0], "weight norm": norm(state[0])}
         if isinstance(self.data, Text):
             rows = jnp.sqrt(jnp.mean(moved["Embed_0"]["embedding"] ** 2, 1))
             used = np.setdiff1d(np.arange(256), self.data.unused)

@@ -27,6 +27,7 @@ import pandas as pd
 from about import about
 from models import ConvNet, Detector, UNet
 from report import PICTURES
+from shares import shares_of
 from tasks import Boxes, Classes, Segments
 from tqdm import tqdm
 from tuned_report import report
@@ -204,15 +205,6 @@ class Lanes:
         params, rest = self._init(jax.random.key(seed))
         return params, rest, self.chain(0, 0.0).init(params)
 
-    def _share(self, grads):
-        """The share that GC removes of the whole gradient, and of each weight's."""
-        names = [path for path, axes in self.plan.items() if axes is not None]
-        leaves = {jax.tree_util.keystr(p, simple=True, separator="/"): v for p, v in jax.tree.leaves_with_path(grads)}
-        each = optax_gc.removed_fraction({n: leaves[n] for n in names}, {n: self.plan[n] for n in names})
-        squares = {n: jnp.sum(leaves[n] ** 2) for n in names}
-        total = sum(each[n] * squares[n] for n in names) / jnp.maximum(sum(squares.values()), 1e-30)
-        return {"share": total} | {f"share {n}": each[n] for n in names}
-
     def _epoch(self, state, lane, number, arrays):
         arm, rate, seed = lane
         optimizer = self.chain(arm, rate)
@@ -223,7 +215,8 @@ class Lanes:
             batch = self.task.take(arrays, *inputs)
             (loss, rest), grads = jax.value_and_grad(self.loss, has_aux=True)(params, rest, batch)
             updates, opt_state = optimizer.update(grads, opt_state, params)
-            return (optax.apply_updates(params, updates), rest, opt_state), {"loss": loss, **self._share(grads)}
+            share, each = shares_of(self.plan, grads)
+            return (optax.apply_updates(params, updates), rest, opt_state), {"loss": loss, "share": share, **each}
 
         order = self.task.order(arrays, key, self.study.batch, self.steps)
         state, metrics = jax.lax.scan(step, state, (order, jax.random.split(key, self.steps)))

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import scipy.stats
 from experiments import ARMS
-from report import NBSP, STYLES, name_curves, save
+from report import NBSP, STYLES, name_curves, save, sections
 
 # How the tables and the pictures call the studies.
 TITLES = {
@@ -185,9 +185,7 @@ def report(studies, out, pictures):
     }
     results = [Tuned(name, studies[name], frame) for name, frame in frames.items()]
     parts = ["# Best against best", "Made by `python benchmarks/accuracy/tuned.py --report`."]
-    for name, table in tables(results).items():
-        text = table.to_markdown(index=False, disable_numparse=True)
-        parts.append(f"<!-- --8<-- [start:{name}] -->\n{text}\n<!-- --8<-- [end:{name}] -->")
+    parts += sections(tables(results))
     parts.append("<!-- --8<-- [start:every] -->")
     for r in results:
         table = r.table().to_markdown(index=False, disable_numparse=True)
