@@ -33,6 +33,17 @@ def test_no_axis_is_wrong_and_what_is_undecided_is_known(module, start):
     assert not {kind: seeds for kind, seeds in new.items() if seeds}
 
 
+@pytest.mark.parametrize(
+    ("module", "seed"),
+    [(jacobian, 21997), (jacobian, 22098), (batches, 21253), (batches, 23166)],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_no_axis_of_a_rare_program_is_wrong(module, seed):
+    program = module.draw(seed)
+    word, details = module.verdict(program)
+    assert word != "wrong", (details, program.text)
+
+
 # The oracle: on programs that anybody can read, and that it tells wrong axes from right ones.
 
 CIRCULANT = (np.arange(4)[:, None] - np.arange(4)) % 4

@@ -80,7 +80,6 @@ def _arithmetic(name: str, facts: list[Facts], shapes: list[tuple[int, ...]], ou
     if name in ("mul", "and"):
         hot, zero = hot.union(*hots), any(zeros)
     elif name == "select_n":
-        zero = all(zeros[1:])
         hot = hots[0] if facts[1].zero else facts[0].cold if facts[-1].zero else hot
         rest = [h for h, fact in zip(hots[1:], facts[1:], strict=True) if not fact.zero]
         hot = hot | rest[0] if len(rest) == 1 else hot

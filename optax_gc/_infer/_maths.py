@@ -15,7 +15,7 @@ from optax_gc._infer._arrays import Dim, Dims, UnfollowedError
 from optax_gc._infer._equation import Equation
 from optax_gc._infer._layout import aligned
 from optax_gc._infer._names import ELEMENTWISE, NONLINEAR, REDUCTIONS, SAME, short
-from optax_gc._infer._values import GONE, Level, Value, has_met_data, joined, level_after, level_of
+from optax_gc._infer._values import GONE, Level, Value, has_met_data, joined, level_of
 from optax_gc._infer._views import Mark, Param, Use, View, hole, same
 from optax_gc._infer._walk import ELEMENT, Rule, Walk
 
@@ -46,7 +46,7 @@ def nonlinear(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value
     for value in ins:
         walk.refuse([view for view in value.views if not view.product], f"enters {short(eqn.name)}")
         walk.close([view for view in value.views if view.product])
-    return [Value(level_after(ins))] * len(eqn.outs)
+    return [Value(level_of(ins))] * len(eqn.outs)
 
 
 def add(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:

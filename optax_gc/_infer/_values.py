@@ -120,11 +120,5 @@ def has_met_data(value: Value) -> bool:
     return value.level == Level.DATA or any(v.scaled or any(dims for _, dims in v.picks) for v in value.views)
 
 
-def level_after(ins: Iterable[Value]) -> Level:
-    """The level of what an operation makes whose views end there."""
-    ins = list(ins)
-    return Level.DATA if any(map(has_met_data, ins)) else level_of(ins)
-
-
 def is_integer(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.integer)

@@ -15,7 +15,7 @@ from optax_gc._infer._constants import folded, literal
 from optax_gc._infer._equation import Equation, Shape, open_jaxpr
 from optax_gc._infer._facts import facts_after
 from optax_gc._infer._names import ALWAYS
-from optax_gc._infer._values import NOTHING, Level, Value, facts_of, level_after, level_of
+from optax_gc._infer._values import NOTHING, Level, Value, facts_of, level_of
 from optax_gc._infer._views import Mark, Param, Tier, Use, View
 
 Rule = Callable[["Walk", Equation, Sequence[Value]], Sequence[Value]]
@@ -270,7 +270,7 @@ def unknown(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     for value in ins:
         walk.refuse([v for v in value.views if not v.product], f"enters the unknown operation {eqn.name}")
     products = [view for value in ins for view in value.views if view.product]
-    level = level_after(ins)
+    level = level_of(ins)
     if not products or not eqn.outs:
         walk.end(products, eqn, ())
         return [Value(level)] * len(eqn.outs)
@@ -283,7 +283,7 @@ def refused(walk: Walk, eqn: Any, ins: Sequence[Value], reason: str) -> Sequence
     """A form of a known operation that is not followed."""
     for value in ins:
         walk.refuse(value.views, reason)
-    return [Value(level_after(ins))] * len(eqn.outvars)
+    return [Value(level_of(ins))] * len(eqn.outvars)
 
 
 def _aside(jaxpr: Any) -> set[int]:
