@@ -17,7 +17,7 @@ _X = x_(2, 5)
 
 # One-hot products are lookups, however the one-hot was made.
 
-V = 11
+V = 12
 _IDS = tokens(2, 7)
 
 
@@ -56,7 +56,7 @@ _HOT = {
     "masked by and": lambda t: jnp.float32(_eq(t) & (t > 0)[..., None]),
     "scaled": lambda t: _hot(t) * np.sqrt(5),
     "divided": lambda t: _hot(t) / 2,
-    "joined classes": lambda t: jnp.concatenate([_hot(t, 5), _hot(t - 5, 6)], -1),
+    "joined classes": lambda t: jnp.concatenate([_hot(t, 5), _hot(t - 5, 7)], -1),
     "joined positions": lambda t: jnp.concatenate([_hot(t[:, :3]), _hot(t[:, 3:])], 1),
     "stacked positions": lambda t: jnp.stack([_hot(t[:, n]) for n in range(7)], 1),
     "first classes": lambda t: _hot(t, V + 2)[..., :V],
@@ -84,7 +84,7 @@ _LOOKUPS = {
     "einsum": lambda h, e: jnp.einsum("vd,btv->btd", e, h),
     "tensordot": lambda h, e: jnp.tensordot(e, h, ((0,), (2,))).transpose(1, 2, 0),
     "transposed": lambda h, e: (e.T @ h.swapaxes(1, 2)).swapaxes(1, 2),
-    "flattened": lambda h, e: (h.reshape(14, V) @ e).reshape(2, 7, 5),
+    "flattened": lambda h, e: (h.reshape(14, V) @ e).reshape(2, 7, 4),
     "vmapped": lambda h, e: jax.vmap(lambda h: h @ e)(h),
     "in a scan": lambda h, e: lax.scan(lambda _, h: (None, h @ e), None, h)[1],
     "cast": lambda h, e: jnp.float32(h.astype(jnp.bfloat16) @ e.astype(jnp.bfloat16)),
@@ -96,10 +96,12 @@ _LOOKUPS = {
     "scaled table": lambda h, e: h @ (e * 2.0),
     "joined table": lambda h, e: h @ jnp.concatenate([e[:5], e[5:]]),
     "row by row, unrolled": lambda h, e: sum(h[..., n, None] * e[n] for n in range(V)),
-    "row by row, unstacked": lambda h, e: sum(h[..., None] * e for h, e in zip(jnp.unstack(h, axis=-1), e, strict=True)),
-    "row by row": lambda h, e: lax.fori_loop(0, V, lambda n, y: y + h[..., n, None] * e[n], jnp.zeros((2, 7, 5))),
+    "row by row, unstacked": lambda h, e: sum(
+        h[..., None] * e for h, e in zip(jnp.unstack(h, axis=-1), e, strict=True)
+    ),
+    "row by row": lambda h, e: lax.fori_loop(0, V, lambda n, y: y + h[..., n, None] * e[n], jnp.zeros((2, 7, 4))),
 }
-_TABLE = {"e": alone("11 5"), "w": w("i5 o6")}
+_TABLE = {"e": alone("12 4"), "w": w("i4 o6")}
 LOOKUPS = [
     *spelled("one-hot", {n: lambda t, e, w, hot=hot: tanh(hot(t) @ e) @ w for n, hot in _HOT.items()}, _IDS, **_TABLE),
     *spelled("lookup", {n: lambda t, e, w, f=f: tanh(f(_hot(t), e)) @ w for n, f in _LOOKUPS.items()}, _IDS, **_TABLE),
@@ -114,7 +116,7 @@ LOOKUPS = [
 # What holds ones and zeros and looks up nothing.
 
 _NO_LOOKUPS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-    "one-hot rows, over positions": (lambda t, w: jnp.einsum("btv,td->bvd", _hot(t), w), _IDS, {"w": w("i7 o5")}),
+    "one-hot rows, over positions": (lambda t, w: jnp.einsum("btv,td->bvd", _hot(t), w), _IDS, {"w": w("i7 o4")}),
     "data scattered into zeros": (lambda x, w: jnp.zeros((2, 5)).at[:, _PERMUTATION].set(x) @ w, _X, {"w": w("i5 o6")}),
     "a one written into data": (lambda x, w: x.at[:, 2].set(1.0) @ w, _X, {"w": w("i5 o6")}),
     "a factor of data that ends in zeros": (
