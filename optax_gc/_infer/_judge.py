@@ -39,8 +39,6 @@ class _Set(NamedTuple):
 def _set_of(positions: np.ndarray) -> _Set:
     """The set of positions that are in order."""
     positions = positions[np.diff(positions, prepend=-1) != 0]
-    if not len(positions):
-        return _Set(())
     first, last = int(positions[0]), int(positions[-1])
     return _Set(range(first, last + 1) if last - first < len(positions) else tuple(positions.tolist()))
 

@@ -116,6 +116,7 @@ _FACTORS = {
     "after the product": lambda x, s, t, w: (x @ w) * s,
     "unit": lambda x, s, t, w: x @ (w * t),
     "unit, broadcast": lambda x, s, t, w: x @ (w * jnp.broadcast_to(t, w.shape)),
+    "unit, broadcast, less one": lambda x, s, t, w: x @ (w * (jnp.broadcast_to(t, w.shape) - 1)),
     "unit and scalar": lambda x, s, t, w: x @ (w * s * t),
     "unit, transposed": lambda x, s, t, w: x @ (w.T * t[:, None]).T,
     "rounded between scalars": lambda x, s, t, w: x @ _rounded(w, s),

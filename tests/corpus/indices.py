@@ -57,6 +57,8 @@ _HOT = {
     "scaled": lambda t: _hot(t) * np.sqrt(5),
     "divided": lambda t: _hot(t) / 2,
     "joined classes": lambda t: jnp.concatenate([_hot(t, 5), _hot(t - 5, 7)], -1),
+    "joined to zeros": lambda t: jnp.concatenate([_hot(t, V - 2), jnp.zeros((2, 7, 2))], -1),
+    "joined to nothing": lambda t: jnp.concatenate([_hot(t)[:, :0], _hot(t)], 1),
     "joined positions": lambda t: jnp.concatenate([_hot(t[:, :3]), _hot(t[:, 3:])], 1),
     "stacked positions": lambda t: jnp.stack([_hot(t[:, n]) for n in range(7)], 1),
     "first classes": lambda t: _hot(t, V + 2)[..., :V],
@@ -77,6 +79,7 @@ _HOT = {
     "flipped": lambda t: _hot(V - 1 - t)[..., ::-1],
     "rolled": lambda t: jnp.roll(_hot(t), 1, axis=1),
     "of a sorted row": lambda t: _hot(jnp.argsort(t, -1)),
+    "of top_k": lambda t: jnp.float32(lax.top_k(jnp.sin(t[..., None] * jnp.arange(V)), 1)[1] == jnp.arange(V)),
     "of the largest": lambda t: _hot(jnp.argmax(jnp.sin(t[..., None] * jnp.arange(V)), -1)),
 }
 _LOOKUPS = {
@@ -116,8 +119,17 @@ LOOKUPS = [
 # What holds ones and zeros and looks up nothing.
 
 _NO_LOOKUPS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-    "one-hot rows, over positions": (lambda t, w: jnp.einsum("btv,td->bvd", _hot(t), w), _IDS, {"w": w("i7 o4")}),
+    "one-hot rows, over positions": (
+        lambda t, w: jnp.einsum("tbv,td->bvd", _hot(t).swapaxes(0, 1), w),
+        _IDS,
+        {"w": w("i7 o4")},
+    ),
+    "ids compared with places": (lambda t, w: jnp.float32(t == jnp.arange(7)) @ w, _IDS, {"w": w("i7 o4")}),
+    "places compared with ids": (lambda t, w: jnp.float32(jnp.arange(7) == t) @ w, _IDS, {"w": w("i7 o4")}),
+    "ids compared with the first": (lambda t, w: jnp.float32(t == t[:, :1]) @ w, _IDS, {"w": w("i7 o4")}),
+    "the first compared with ids": (lambda t, w: jnp.float32(t[:, :1] == t) @ w, _IDS, {"w": w("i7 o4")}),
     "data scattered into zeros": (lambda x, w: jnp.zeros((2, 5)).at[:, _PERMUTATION].set(x) @ w, _X, {"w": w("i5 o6")}),
+    "one row twice, another not": (lambda x, w: x[:, :3] @ w[np.array([0, 0, 2])], _X, {"w": alone("3 6")}),
     "a one written into data": (lambda x, w: x.at[:, 2].set(1.0) @ w, _X, {"w": w("i5 o6")}),
     "a factor of data that ends in zeros": (
         lambda x, w: x @ (w * jnp.pad(jnp.broadcast_to(x.max(), (3, 1)), ((0, 2), (0, 0)))),
