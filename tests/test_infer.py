@@ -476,6 +476,16 @@ def test_what_would_take_too_long_is_left_alone(use, w, x, reason):
     assert reason in plan.why[""]
 
 
+def test_an_index_by_a_very_long_chain_of_operations_is_left_alone():
+    def fn(w, x):
+        index = jnp.arange(5)
+        for _ in range(400):
+            index = (index + 1) % 5
+        return x @ w[index]
+
+    assert infer_axes(fn, spec(5, 3), spec(2, 5))[""] is None
+
+
 def _first_caller(x):
     return jnp.sort(x)
 

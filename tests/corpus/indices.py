@@ -129,7 +129,6 @@ _NO_LOOKUPS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "ids compared with the first": (lambda t, w: jnp.float32(t == t[:, :1]) @ w, _IDS, {"w": w("i7 o4")}),
     "the first compared with ids": (lambda t, w: jnp.float32(t[:, :1] == t) @ w, _IDS, {"w": w("i7 o4")}),
     "data scattered into zeros": (lambda x, w: jnp.zeros((2, 5)).at[:, _PERMUTATION].set(x) @ w, _X, {"w": w("i5 o6")}),
-    "one row twice, another not": (lambda x, w: x[:, :3] @ w[np.array([0, 0, 2])], _X, {"w": alone("3 6")}),
     "a one written into data": (lambda x, w: x.at[:, 2].set(1.0) @ w, _X, {"w": w("i5 o6")}),
     "a factor of data that ends in zeros": (
         lambda x, w: x @ (w * jnp.pad(jnp.broadcast_to(x.max(), (3, 1)), ((0, 2), (0, 0)))),
@@ -265,6 +264,7 @@ _MASKS = {
     "minimum": lambda n: jnp.minimum(n, 2) == n,
     "minus": lambda n: -n < -2,
     "where": lambda n: jnp.where(n < 3, n, 0) > 0,
+    "nothing": lambda n: n < 0,
     "squeezed": lambda n: jnp.squeeze(lax.broadcasted_iota(jnp.int32, (1, 5), 1), 0) < 3,
 }
 
@@ -280,6 +280,25 @@ def _in_two(mask: Any) -> Any:
 MASKED = spelled("constant mask", {name: _in_two(mask) for name, mask in _MASKS.items()}, _X, w=w("i5 o6"))
 
 
+# Units with less than all of an axis, or with other axes than their neighbours.
+_PARTIAL = {
+    "one row twice, another not": lambda x, w: x @ w[np.array([0, 0, 2, 3, 4])],
+    "a row of padding in place of one": lambda x, w: x @ jnp.pad(w, ((0, 2), (0, 0)))[np.array([0, 1, 2, 3, 6])],
+    "rows beyond the end": lambda x, w: x[:, :2] @ w.at[np.array([7, 8])].get(mode="fill"),
+    "a row and a column": lambda x, w: x @ jnp.stack([w[0], w[:, 0]], 1),
+    "columns of which some lack a row": lambda x, w: jnp.concatenate([x @ w[:, :3], x[:, :4] @ w[:4, 3:]], 1),
+}
+PARTIAL = [
+    *spelled("partial", _PARTIAL, _X, w=alone("5 5")),
+    case(
+        "layers that the data choose, added up",
+        lambda x, t, w: x @ w[t[0]] + x @ w[t[1]],
+        [_X, tokens(2)],
+        w=alone("3 5 6"),
+    ),
+    case("streams mixed by two numbers", lambda x, w: tanh(x * w[0] + x[::-1] * w[1]), _X, w=alone("2")),
+]
+
 # An index beyond the end is the last one where a gather clips.
 CLIPPED = spelled(
     "clipped",
@@ -293,7 +312,7 @@ CLIPPED = spelled(
 
 NO_LOOKUPS = [case(f"no lookup: {name}", f, x, **params) for name, (f, x, params) in _NO_LOOKUPS.items()]
 
-CASES = [*LOOKUPS, *NO_LOOKUPS, *INDEXED, *MASKED, *CLIPPED]
+CASES = [*LOOKUPS, *NO_LOOKUPS, *INDEXED, *MASKED, *PARTIAL, *CLIPPED]
 HARD = [
     *spelled(
         "Toeplitz",
