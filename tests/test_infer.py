@@ -450,6 +450,21 @@ def test_a_large_weight_is_followed_in_parts(use):
     assert infer_axes(use, spec(2048, 1024), spec(4, 2048))[""] == WeightAxes((0,), (1,))
 
 
+def test_a_constant_factor_of_a_large_weight_is_not_computed():
+    def fn(w, x):
+        return x @ (w * jnp.arange(w.size).reshape(w.shape))
+
+    assert infer_axes(fn, spec(2048, 2049), spec(3, 2048))[""] == WeightAxes((0,), (1,))
+
+
+def test_what_only_a_choice_depends_on_is_a_summary():
+    plan = infer_axes(
+        lambda p, x: x @ jnp.where(p["v"] > 0, p["w"], -p["w"]), {"v": spec(5, 3), "w": spec(5, 3)}, spec(2, 5)
+    )
+    assert plan["w"] == WeightAxes((0,), (1,))
+    assert "only used through a summary" in plan.why["v"]
+
+
 def _rolled(w):
     return jnp.roll(w.ravel(), 1).reshape(w.shape)
 

@@ -53,8 +53,8 @@ def add(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """A sum of products is followed; a weight that is added to data is none."""
     a, b = ins
     level = level_of(ins)
-    if all(shape == eqn.out for shape in eqn.shapes) and _need_no_comparison(walk, level, a, b):
-        return [joined(level, a, b)]
+    if level == Level.DATA and all(shape == eqn.out for shape in eqn.shapes) and _need_no_comparison(walk, a, b):
+        return [joined(a, b)]
     if level < Level.SCALED:
         return elementwise(walk, eqn, ins)
     views = []
@@ -74,21 +74,17 @@ def add(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     return [Value(level, combined(walk, views) if level == Level.SCALED else tuple(views))]
 
 
-def _need_no_comparison(walk: Walk, level: Level, a: Value, b: Value) -> bool:
-    if level == Level.DATA:
-        apart = a.all_products and b.all_products and a.uses.isdisjoint(b.uses)
-        return apart and walk.all_unsettled(a) and walk.all_unsettled(b)
-    alike = level == Level.WEIGHT and a.views and b.views and a.spans is not None and a.spans == b.spans
-    return bool(alike) and a.sources.isdisjoint(b.sources)
+def _need_no_comparison(walk: Walk, a: Value, b: Value) -> bool:
+    apart = a.all_products and b.all_products and a.uses.isdisjoint(b.uses)
+    return apart and walk.all_unsettled(a) and walk.all_unsettled(b)
 
 
 def mul(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """A weight times data is scaled by it; a product times a constant or a scalar stays one, times data it is read."""
     a, b = ins
     level = level_of(ins)
-    if eqn.name == "mul":
-        (one, two), (m, n) = eqn.shapes, map(math.prod, eqn.shapes)
-        a, b = _holed(a, one, b, n, eqn.out), _holed(b, two, a, m, eqn.out)
+    (one, two), (m, n) = eqn.shapes, map(math.prod, eqn.shapes)
+    a, b = _holed(a, one, b, n, eqn.out), _holed(b, two, a, m, eqn.out)
     if level < Level.SCALED:
         return elementwise(walk, eqn, [_turned(eqn, a, b), _turned(eqn, b, a)])
     if eqn.name == "div" and b.views:
@@ -117,9 +113,7 @@ def _scaled(
     if value.level == Level.SCALED and _several(value):
         walk.close(value.views)
         return []
-    flat = other.facts.flat if len(factor) == len(eqn.out) else frozenset()
-    factor = (1,) * (len(eqn.out) - len(factor)) + factor
-    along = [t for t, size in enumerate(factor) if size > 1 and t not in flat]
+    along = [t for t, size in enumerate(factor) if size > 1 and t not in other.facts.flat]
     views = [
         view.replace(scaled=view.scaled | view.on(along), use=Use(walk.tier(view), walk.trail))
         for view in _placed(value, shape, eqn.out)
@@ -132,7 +126,7 @@ def _scaled(
 def _holed(value: Value, shape: tuple[int, ...], factor: Value, size: int, out: tuple[int, ...]) -> Value:
     """Where a constant factor is zero, there is no weight."""
     whole = size == 1 and not (factor.known and factor.known.loops)
-    if not value.views or factor.views or factor.level > Level.NOISE or shape != out or whole:
+    if not value.views or factor.level > Level.NOISE or shape != out or whole:
         return value
     there = _numbers(factor)
     there = there and (there[0], there[1] != 0)
@@ -141,7 +135,7 @@ def _holed(value: Value, shape: tuple[int, ...], factor: Value, size: int, out: 
 
 def _numbers(value: Value) -> tuple[Dims, np.ndarray] | None:
     """The numbers of a constant, where they cost next to nothing."""
-    if value.level > Level.CONST or value.known is None or not value.known.cheap:
+    if value.known is None or not value.known.cheap:
         return None
     try:
         return value.known.numbers()
@@ -180,11 +174,9 @@ def select(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
             Value(case.level, tuple(hole(view, there and (there[0], there[1] == i)) for view in case.views))
             for i, case in enumerate(placed)
         ]
-    if level == Level.DATA:
-        walk.summarise([view for view in which.views if not view.product])
-        walk.close([view for view in which.views if view.product])
-        return [Value(level, choice(walk, placed))]
     walk.summarise(which.views)
+    if level == Level.DATA:
+        return [Value(level, choice(walk, placed))]
     views = combined(walk, one_of([case.views for case in placed]))
     return [Value(max(level, Level.SCALED) if which.level == Level.DATA and views else max(level, which.level), views)]
 
@@ -274,9 +266,8 @@ def _summed_up(walk: Walk, view: View, rest: View, gone: set[Dim]) -> Iterator[V
         yield rest.replace(summed=view.summed | gone)
 
 
-def combined(walk: Walk, views: Iterable[View]) -> tuple[View, ...]:
+def combined(walk: Walk, views: Sequence[View]) -> tuple[View, ...]:
     """The views of a function of several values: scales and offsets of another parameter end, equal views are one."""
-    views = list(views)
     along: dict[int, set[Param | Mark]] = collections.defaultdict(set)
     if len({view.of for view in views}) > 1:
         spans = [(view, view.spans()) for view in views]
@@ -286,8 +277,6 @@ def combined(walk: Walk, views: Iterable[View]) -> tuple[View, ...]:
         lesser = [view for view, mine in spans if any(along[t] - {view.of} for t in along if t not in mine)]
         walk.refuse(lesser, "scales or shifts another parameter")
         views = [view for view in views if view not in lesser]
-    if len({view.of for view in views}) == len(views):
-        return tuple(views)
     kept: dict[Param | Mark, list[View]] = collections.defaultdict(list)
     for view in sorted(views, key=lambda view: view.stopped):
         if view.product or not any(same(view, other) for other in kept[view.of]):

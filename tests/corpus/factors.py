@@ -153,6 +153,7 @@ _SHIFTED = {
         x, w[:, None], (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"), feature_group_count=5
     ),
     "gathered windows": lambda x, w: jnp.einsum("btkd,kd->btd", x[:, np.arange(6)[:, None] + np.arange(N)], w),
+    "gated and summed": lambda x, w: (sum(x[:, k : k + 6] * w[k] for k in range(N)) * tanh(x[:, :6])).sum(-1),
     "rolled": lambda x, w: sum(jnp.roll(x, -k, 1) * w[k] for k in range(N))[:, :6],
 }
 
@@ -211,6 +212,7 @@ FACTORS = [
         for of in spelled(f"drawn with {name}", _DRAWN, [_X, key], mu=w("i5 o6"), sigma=w("i5 o6"))
     ),
     *spelled("parts of a complex kernel", _PARTS_OF_COMPLEX, [_X, _X], re=w("i5 o6"), im=w("i5 o6")),
+    case("halves of a complex kernel", lambda x, w: jnp.abs(x @ (w[0] + 1j * w[1])), _X, w=w("b2 i5 o6", "o2 i5 o6")),
     *spelled("complex kernel", _COMPLEX, [_X, _X], w=w("i5 o6", dtype=jnp.complex64)),
 ]
 

@@ -185,6 +185,11 @@ _INDEXED: dict[str, tuple[Any, Any, str]] = {
     "columns chosen": (lambda x, w: tanh(x @ w[:, [0, 2, 5]]) * (x @ w[:, [1, 3, 4]]), _X, "i5 o6"),
     "columns chosen twice": (lambda x, w: x @ w[:, [0, 1, 1, 2, 3, 3, 4, 5]], _X, "i5 o6"),
     "entries of two axes": (lambda x, w: x @ w[:, np.arange(3)[:, None], np.arange(2)].reshape(5, 6), _X, "i5 o3 o2"),
+    "halves times a root": (
+        lambda x, w: x[:, :2] @ (w[:2] * jnp.sqrt(2.0)) + x[:, 2:] @ (w[2:] * jnp.sqrt(2.0)),
+        _X,
+        "i5 o6",
+    ),
     "strided halves along in": (lambda x, w: x[:, ::2] @ w[::2] + x[:, 1::2] @ w[1::2], _X, "i5 o6"),
     "strided halves along out": (lambda x, w: tanh(x @ w[:, ::2]) + x @ w[:, 1::2], _X, "i5 o6"),
     "strided halves interleaved": (lambda x, w: x @ jnp.stack([w[:, ::2], w[:, 1::2]], -1).reshape(5, 6), _X, "i5 o6"),
@@ -285,6 +290,8 @@ _PARTIAL = {
     "one row twice, another not": lambda x, w: x @ w[np.array([0, 0, 2, 3, 4])],
     "a row of padding in place of one": lambda x, w: x @ jnp.pad(w, ((0, 2), (0, 0)))[np.array([0, 1, 2, 3, 6])],
     "rows beyond the end": lambda x, w: x[:, :2] @ w.at[np.array([7, 8])].get(mode="fill"),
+    "sorted one way, as it is the other": lambda x, w: (jnp.sort(x @ w), x @ w.T),
+    "chosen one way, as it is the other": lambda x, w: (jnp.where(x > 0, x @ w.T, x[::-1] @ w.T), x @ w),
     "a row and a column": lambda x, w: x @ jnp.stack([w[0], w[:, 0]], 1),
     "columns of which some lack a row": lambda x, w: jnp.concatenate([x @ w[:, :3], x[:, :4] @ w[:4, 3:]], 1),
 }
