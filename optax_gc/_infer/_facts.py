@@ -29,7 +29,7 @@ def facts_after(eqn: Any, ins: Sequence[Value], result: int) -> Facts:
     first = ins[0].facts if ins else NOTHING
     out = shape_of(eqn.outvars[result])
     if name in SAME or name == "stop_gradient":
-        return first
+        return ins[result].facts
     if name in _ARITHMETIC:
         return _arithmetic(name, [_spread(v.facts, shape_of(a), out) for v, a in zip(ins, eqn.invars, strict=True)])
     if name in MOVES:

@@ -25,7 +25,7 @@ CHOSEN = "parts that the data choose are added up"
 
 def same_place(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """Each result is the operand in its place: its views stay as they are."""
-    return [dataclasses.replace(value, known=None) for value in ins[: len(eqn.outs)]]
+    return ins[: len(eqn.outs)]
 
 
 def elementwise(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
@@ -60,9 +60,7 @@ def add(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     views = []
     for value, other, shape in ((a, b, eqn.shapes[0]), (b, a, eqn.shapes[1])):
         for view in _placed(value, shape, eqn.out):
-            if isinstance(view.of, Mark):
-                views.append(view)
-            elif level == Level.SCALED:
+            if level == Level.SCALED:
                 if value.level == Level.WEIGHT and view.of not in other.sources:
                     walk.refuse([view], "added to the data")
                 else:
@@ -102,7 +100,7 @@ def mul(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
         else:
             views += _placed(value, shape, eqn.out)
     raw = any(isinstance(view.of, Param) and not view.product for view in views)
-    result = Level.SCALED if raw or level < Level.DATA else Level.DATA
+    result = Level.SCALED if raw else Level.DATA
     return [Value(result, combined(walk, views) if result == Level.SCALED else tuple(views))]
 
 
@@ -157,7 +155,7 @@ def _imaginary(value: Value) -> Value:
 
 def complex_(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """The second operand becomes an imaginary part."""
-    return elementwise(walk, eqn, ins if level_of(ins) > Level.WEIGHT else [ins[0], _imaginary(ins[1])])
+    return elementwise(walk, eqn, [ins[0], _imaginary(ins[1])])
 
 
 def select(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
@@ -226,7 +224,7 @@ def reduction(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value
             results.append(Value(value.level))
             continue
         views = value.views
-        if eqn.name != "reduce_sum" and any(view.on(axes) & view.varying() for view in views):
+        if eqn.name != "reduce_sum":
             walk.refuse([view for view in views if not view.product], f"{ELEMENT} and is reduced")
             walk.close([view for view in views if view.product])
             views = ()

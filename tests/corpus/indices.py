@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
+from corpus._case import KEY
 from corpus._leaves import alone, case, sharded, spelled, tokens, w, x_
 
 tanh = jnp.tanh
@@ -129,6 +130,11 @@ _NO_LOOKUPS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "ids compared with the first": (lambda t, w: jnp.float32(t == t[:, :1]) @ w, _IDS, {"w": w("i7 o4")}),
     "the first compared with ids": (lambda t, w: jnp.float32(t[:, :1] == t) @ w, _IDS, {"w": w("i7 o4")}),
     "data scattered into zeros": (lambda x, w: jnp.zeros((2, 5)).at[:, _PERMUTATION].set(x) @ w, _X, {"w": w("i5 o6")}),
+    "data behind a barrier beside one-hot rows": (
+        lambda x, w: lax.optimization_barrier((_hot(jnp.int32(x[:, 0])), x))[1] @ w,
+        _X,
+        {"w": w("i5 o6")},
+    ),
     "a one written into data": (lambda x, w: x.at[:, 2].set(1.0) @ w, _X, {"w": w("i5 o6")}),
     "a factor of data that ends in zeros": (
         lambda x, w: x @ (w * jnp.pad(jnp.broadcast_to(x.max(), (3, 1)), ((0, 2), (0, 0)))),
@@ -302,6 +308,12 @@ PARTIAL = [
         lambda x, t, w: x @ w[t[0]] + x @ w[t[1]],
         [_X, tokens(2)],
         w=alone("3 5 6"),
+    ),
+    case(
+        "rows of which a key hides some, and others",
+        lambda x, key, w: x[:, :2] @ (w[:2] * jax.random.bernoulli(key, 0.5, (2, 6))) + x[:, 2:] @ w[2:],
+        [_X, KEY],
+        w=alone("5 6"),
     ),
     case("streams mixed by two numbers", lambda x, w: tanh(x * w[0] + x[::-1] * w[1]), _X, w=alone("2")),
 ]
