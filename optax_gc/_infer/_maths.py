@@ -69,7 +69,7 @@ def add(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
                 (walk.close if view.scaled else walk.refuse)([view], "added to the data")
             elif not walk.is_settled(view):
                 views.append(view)
-    return [Value(level, combined(walk, views) if level == Level.SCALED else tuple(views))]
+    return [Value(level, tuple(views))]
 
 
 def _need_no_comparison(walk: Walk, a: Value, b: Value) -> bool:
@@ -93,14 +93,11 @@ def mul(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     for value, other, shape, other_shape in ((a, b, *eqn.shapes), (b, a, *reversed(eqn.shapes))):
         if value.level == Level.DATA and other.level != Level.CONST:
             walk.close(value.views)
-        elif value.level < Level.DATA and (
-            other.level == Level.DATA or (value.level == Level.WEIGHT and has_met_data(other))
-        ):
+        elif other.level == Level.DATA or (value.level == Level.WEIGHT and has_met_data(other)):
             views += _scaled(walk, eqn, value, other, shape, other_shape)
         else:
             views += _placed(value, shape, eqn.out)
-    raw = any(isinstance(view.of, Param) and not view.product for view in views)
-    result = Level.SCALED if raw else Level.DATA
+    result = Level.DATA if all(view.product for view in views) else Level.SCALED
     return [Value(result, combined(walk, views) if result == Level.SCALED else tuple(views))]
 
 
@@ -144,7 +141,7 @@ def _numbers(value: Value) -> tuple[Dims, np.ndarray] | None:
 def _turned(eqn: Equation, value: Value, other: Value) -> Value:
     """Times a constant on the imaginary axis, real parts become imaginary ones."""
     complex_ = jnp.issubdtype(eqn.eqn.outvars[0].aval.dtype, jnp.complexfloating)
-    if not (complex_ and value.views and other.known) or (np.real(other.known.numbers()[1]) != 0).any():
+    if not (complex_ and other.known) or (np.real(other.known.numbers()[1]) != 0).any():
         return value
     return _imaginary(value)
 
@@ -193,16 +190,15 @@ def choice(walk: Walk, cases: Sequence[Value]) -> tuple[View, ...]:
     """Products of which one case is chosen go on where all that have any agree; else each is a unit of its own."""
     uses: dict[Param | Mark, set[frozenset[Use | None]]] = collections.defaultdict(set)
     kept: list[View] = []
-    for case in cases:
+    products_of = [[view for view in case.views if view.product] for case in cases]
+    for case, products in zip(cases, products_of, strict=True):
         walk.refuse([view for view in case.views if not view.product], "chosen in place of data")
-        products = [view for view in case.views if view.product]
         for source in {view.of for view in products}:
             uses[source].add(frozenset(view.use for view in products if view.of is source))
-    for case in cases:
-        products = [view for view in case.views if view.product]
+    for products in products_of:
         walk.close([view for view in products if len(uses[view.of]) > 1])
         for view in products:
-            open_ = len(uses[view.of]) == 1 and (isinstance(view.of, Mark) or not walk.is_settled(view))
+            open_ = len(uses[view.of]) == 1 and not walk.is_settled(view)
             if open_ and not any(same(view, other) for other in kept if other.use is view.use):
                 kept.append(view)
     return tuple(kept)
@@ -277,7 +273,7 @@ def combined(walk: Walk, views: Sequence[View]) -> tuple[View, ...]:
         views = [view for view in views if view not in lesser]
     kept: dict[Param | Mark, list[View]] = collections.defaultdict(list)
     for view in sorted(views, key=lambda view: view.stopped):
-        if view.product or not any(same(view, other) for other in kept[view.of]):
+        if not any(same(view, other) for other in kept[view.of]):
             kept[view.of].append(view)
     return tuple(view for group in kept.values() for view in group)
 

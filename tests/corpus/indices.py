@@ -196,6 +196,7 @@ _INDEXED: dict[str, tuple[Any, Any, str]] = {
         _X,
         "i5 o6",
     ),
+    "rows chosen by data": (lambda x, w: x @ jnp.where(x[0, :, None] > 0, w, 0.0), _X, "i5 o6"),
     "strided halves along in": (lambda x, w: x[:, ::2] @ w[::2] + x[:, 1::2] @ w[1::2], _X, "i5 o6"),
     "strided halves along out": (lambda x, w: tanh(x @ w[:, ::2]) + x @ w[:, 1::2], _X, "i5 o6"),
     "strided halves interleaved": (lambda x, w: x @ jnp.stack([w[:, ::2], w[:, 1::2]], -1).reshape(5, 6), _X, "i5 o6"),
@@ -314,6 +315,18 @@ PARTIAL = [
         lambda x, key, w: x[:, :2] @ (w[:2] * jax.random.bernoulli(key, 0.5, (2, 6))) + x[:, 2:] @ w[2:],
         [_X, KEY],
         w=alone("5 6"),
+    ),
+    case(
+        "layer that the data choose, its outputs averaged",
+        lambda x, t, w: jnp.einsum("bi,bio->bo", x, w[t]).mean(-1),
+        [_X, tokens(2)],
+        w=w("b3 i5 o6"),
+    ),
+    case(
+        "a batch of one, added up",
+        lambda x, w: jnp.einsum("pbi,pio->pbo", x[None], w).sum(0),
+        _X,
+        w=w("i1 i5 o6", "b1 i5 o6"),
     ),
     case("streams mixed by two numbers", lambda x, w: tanh(x * w[0] + x[::-1] * w[1]), _X, w=alone("2")),
 ]
