@@ -44,8 +44,7 @@ def elementwise(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Val
 def nonlinear(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """A function of whole axes, known to be no sum: views are read."""
     for value in ins:
-        walk.refuse([view for view in value.views if not view.product], f"enters {short(eqn.name)}")
-        walk.close([view for view in value.views if view.product])
+        walk.close(value.views, f"enters {short(eqn.name)}")
     return [Value(level_of(ins))] * len(eqn.outs)
 
 
@@ -86,8 +85,7 @@ def mul(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     if level < Level.SCALED:
         return elementwise(walk, eqn, [_turned(eqn, a, b), _turned(eqn, b, a)])
     if eqn.name == "div" and b.views:
-        walk.refuse([view for view in b.views if not view.product], "divides the data")
-        walk.close([view for view in b.views if view.product])
+        walk.close(b.views, "divides the data")
         b = Value(b.level)
     views: list[View] = []
     for value, other, shape, other_shape in ((a, b, *eqn.shapes), (b, a, *reversed(eqn.shapes))):
@@ -221,8 +219,7 @@ def reduction(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value
             continue
         views = value.views
         if eqn.name != "reduce_sum":
-            walk.refuse([view for view in views if not view.product], f"{ELEMENT} and is reduced")
-            walk.close([view for view in views if view.product])
+            walk.close(views, f"{ELEMENT} and is reduced")
             views = ()
         results.append(Value(Level.DATA, tuple(found for view in views for found in _reduced(walk, view, axes))))
     return results[: len(eqn.outs)]
@@ -254,10 +251,8 @@ def _summed_up(walk: Walk, view: View, rest: View, gone: set[Dim]) -> Iterator[V
         walk.refuse([view], CHOSEN)
     elif big & view.shared:
         walk.refuse([view], "added up after its product")
-    elif any(not big.isdisjoint(coord.dims) for coord in view.coords):
-        yield rest
     else:
-        yield rest.replace(summed=view.summed | gone)
+        yield rest
 
 
 def combined(walk: Walk, views: Sequence[View]) -> tuple[View, ...]:

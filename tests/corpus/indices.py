@@ -328,6 +328,7 @@ PARTIAL = [
         _X,
         w=w("i1 i5 o6", "b1 i5 o6"),
     ),
+    case("a function of weight times data, added up", lambda x, w: tanh(x[:, :, None] * w).sum(1), _X, w=alone("5 6")),
     case("streams mixed by two numbers", lambda x, w: tanh(x * w[0] + x[::-1] * w[1]), _X, w=alone("2")),
 ]
 
