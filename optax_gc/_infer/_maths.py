@@ -65,7 +65,7 @@ def add(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
                 else:
                     views.append(view)
             elif not view.product:
-                (walk.close if view.scaled else walk.refuse)([view], "added to the data")
+                walk.close([view], "added to the data")
             elif not walk.is_settled(view):
                 views.append(view)
     return [Value(level, tuple(views))]
@@ -91,7 +91,7 @@ def mul(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     for value, other, shape, other_shape in ((a, b, *eqn.shapes), (b, a, *reversed(eqn.shapes))):
         if value.level == Level.DATA and other.level != Level.CONST:
             walk.close(value.views)
-        elif other.level == Level.DATA or (value.level == Level.WEIGHT and has_met_data(other)):
+        elif has_met_data(other):
             views += _scaled(walk, eqn, value, other, shape, other_shape)
         else:
             views += _placed(value, shape, eqn.out)
@@ -197,7 +197,7 @@ def choice(walk: Walk, cases: Sequence[Value]) -> tuple[View, ...]:
         walk.close([view for view in products if len(uses[view.of]) > 1])
         for view in products:
             open_ = len(uses[view.of]) == 1 and not walk.is_settled(view)
-            if open_ and not any(same(view, other) for other in kept if other.use is view.use):
+            if open_ and not any(same(view, other) for other in kept):
                 kept.append(view)
     return tuple(kept)
 

@@ -67,7 +67,7 @@ def _contraction(
                 if other.level > Level.WEIGHT and view.use and view.use.fixed:
                     walk.remark(view, walk.tier(view), BY_CONSTANT)
             elif not is_weight[k] and is_weight[1 - k]:
-                (walk.close if view.scaled and not view.bent else walk.refuse)([view], ACTS_AS_DATA)
+                walk.close([view], ACTS_AS_DATA)
             elif other.facts.zero:
                 walk.remark(view, Tier.WITH_CONSTANT, "")
             elif other.level not in (Level.CONST, Level.WEIGHT) and _is_lookup(other, sides[1 - k]):
