@@ -197,6 +197,23 @@ _INDEXED: dict[str, tuple[Any, Any, str]] = {
         "i5 o6",
     ),
     "rows chosen by data": (lambda x, w: x @ jnp.where(x[0, :, None] > 0, w, 0.0), _X, "i5 o6"),
+    "rows around a row of zeros": (
+        lambda x, w: x @ jnp.concatenate([w[:2], jnp.zeros((1, 5)), w[2:]]),
+        _RING,
+        "i6 o5",
+    ),
+    "half of each layer, half of the first": (
+        lambda x, w: lax.scan(lambda h, v: (tanh(h @ jnp.concatenate([v[:, :3], w[0, :, 3:]], 1)), None), x, w)[0],
+        _X,
+        "b4 i5 o5",
+    ),
+    "rows of each expert permuted": (
+        lambda x, w: jax.vmap(lambda x, w, rows: x @ w[rows])(
+            x, w, np.stack([np.roll(_PERMUTATION, k) for k in range(4)])
+        ),
+        x_(4, 2, 5),
+        "b4 i5 o6",
+    ),
     "strided halves along in": (lambda x, w: x[:, ::2] @ w[::2] + x[:, 1::2] @ w[1::2], _X, "i5 o6"),
     "strided halves along out": (lambda x, w: tanh(x @ w[:, ::2]) + x @ w[:, 1::2], _X, "i5 o6"),
     "strided halves interleaved": (lambda x, w: x @ jnp.stack([w[:, ::2], w[:, 1::2]], -1).reshape(5, 6), _X, "i5 o6"),
@@ -302,6 +319,17 @@ _PARTIAL = {
     "a row and a column": lambda x, w: x @ jnp.stack([w[0], w[:, 0]], 1),
     "columns of which some lack a row": lambda x, w: jnp.concatenate([x @ w[:, :3], x[:, :4] @ w[:4, 3:]], 1),
 }
+
+
+def _cached(x: jax.Array, caches: jax.Array, w: jax.Array) -> Any:
+    def layer(h: jax.Array, at: Any) -> Any:
+        kernel, cache = at
+        cache = lax.dynamic_update_slice(cache, (h @ kernel)[:, None], (0, 1, 0))
+        return h + tanh(cache).sum(1), cache
+
+    return lax.scan(layer, x, (w, caches))
+
+
 PARTIAL = [
     *spelled("partial", _PARTIAL, _X, w=alone("5 5")),
     case(
@@ -329,6 +357,13 @@ PARTIAL = [
         w=w("i1 i5 o6", "b1 i5 o6"),
     ),
     case("a function of weight times data, added up", lambda x, w: tanh(x[:, :, None] * w).sum(1), _X, w=alone("5 6")),
+    case(
+        "rows at a start that the data choose",
+        lambda x, t, w: x[:, :3] @ lax.dynamic_slice_in_dim(w, t[0], 3),
+        [_X, tokens(1)],
+        w=alone("5 6"),
+    ),
+    case("written into the cache of each layer", _cached, [_X, x_(4, 2, 3, 5)], w=w("b4 i5 o5")),
     case("streams mixed by two numbers", lambda x, w: tanh(x * w[0] + x[::-1] * w[1]), _X, w=alone("2")),
 ]
 
