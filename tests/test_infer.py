@@ -134,6 +134,9 @@ CONSTANT = np.arange(49, dtype=np.float32).reshape(7, 7)
         lambda w, x: (x[:, :, None] * (w @ CONSTANT)).sum(1),
         lambda w, x: x @ (CONSTANT[:5, :5] @ w),
         lambda w, x: jnp.tanh(CONSTANT[:, :5] @ w).sum() * x,
+        lambda w, x: jax.lax.scan(lambda y, p: (y + x @ (p @ w), None), jnp.zeros((2, 7)), np.stack([np.eye(5)] * 3))[
+            0
+        ],
     ],
 )
 def test_what_only_a_constant_meets_has_no_inputs_that_could_be_wrong(use):

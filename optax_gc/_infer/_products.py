@@ -97,7 +97,7 @@ def _contraction(
         else:
             walk.close(ended)
     level = max(value.level for value in ins)
-    if level < Level.DATA and not met:
+    if not met:
         return [Value(level, tuple(views))]
     return [Value(Level.DATA, tuple(view for view in views if view.product))]
 

@@ -31,6 +31,12 @@ _BILINEAR = [
     (7, 2, 2, 7),
 ]
 TRILINEAR = [
+    case(
+        "bilinear layer behind a stop_gradient",
+        lambda x, y, w: lax.stop_gradient(jnp.einsum("bi,oij,bj->bo", x, w, y)),
+        [x_(2, 5), x_(2, 6)],
+        w=w("o4 i5 i6"),
+    ),
     *(
         case(
             f"bilinear layer of {b}, {i}, {j}, {o}",

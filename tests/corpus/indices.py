@@ -170,6 +170,7 @@ _BLOCKS_OF_RING = {
     ),
     "rolled data": lambda x, c: sum(jnp.roll(x, k, 1) @ c[k] for k in range(7)),
 }
+_ROWS_OF = np.eye(5, dtype=np.float32)[_PERMUTATION]
 _INDEXED: dict[str, tuple[Any, Any, str]] = {
     "rows permuted": (lambda x, w: x @ w[_PERMUTATION], _X, "i5 o6"),
     "rows permuted, in a helper": (lambda x, w: x @ jax.jit(lambda w: w[_PERMUTATION])(w), _X, "i5 o6"),
@@ -177,6 +178,11 @@ _INDEXED: dict[str, tuple[Any, Any, str]] = {
     "columns permuted, then read": (lambda x, w: tanh(x @ w)[:, _PERMUTATION], _X, "i5 o5"),
     "rows taken by sorting": (lambda x, w: x @ w[np.argsort(_PERMUTATION)], _X, "i5 o6"),
     "permutation matrix": (lambda x, w: x @ (np.eye(5, dtype=np.float32)[_PERMUTATION] @ w), _X, "i5 o6"),
+    "rows by two selections": (
+        lambda x, w: x[:, :3] @ (_ROWS_OF[:3] @ w) + x[:, 3:] @ (w.T @ _ROWS_OF[3:].T).T,
+        _X,
+        "i5 o6",
+    ),
     "permutation matrix by einsum": (
         lambda x, w: x @ jnp.einsum("oi,pi->op", w, np.eye(5, dtype=np.float32)[_PERMUTATION]).T,
         _X,
@@ -211,6 +217,11 @@ _INDEXED: dict[str, tuple[Any, Any, str]] = {
         lambda x, w: jax.vmap(lambda x, w, rows: x @ w[rows])(
             x, w, np.stack([np.roll(_PERMUTATION, k) for k in range(4)])
         ),
+        x_(4, 2, 5),
+        "b4 i5 o6",
+    ),
+    "experts times a factor of data each": (
+        lambda x, w: jnp.einsum("ebi,eio->ebo", x, w * jnp.abs(x).max((1, 2))[:, None, None]),
         x_(4, 2, 5),
         "b4 i5 o6",
     ),
