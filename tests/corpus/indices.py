@@ -327,7 +327,10 @@ _PARTIAL = {
     "rows beyond the end": lambda x, w: x[:, :2] @ w.at[np.array([7, 8])].get(mode="fill"),
     "sorted one way, as it is the other": lambda x, w: (jnp.sort(x @ w), x @ w.T),
     "chosen one way, as it is the other": lambda x, w: (jnp.where(x > 0, x @ w.T, x[::-1] @ w.T), x @ w),
-    "a row and a column": lambda x, w: x @ jnp.stack([w[0], w[:, 0]], 1),
+    "one way in the test of a loop, the other in its body": lambda x, w: lax.while_loop(
+        lambda h: (h @ w).sum() < 1, lambda h: tanh(h @ w.T), x
+    ),
+    "a row and a column": lambda x, w: x @ w.ravel()[np.stack([np.arange(5), 5 * np.arange(5)])].T,
     "columns of which some lack a row": lambda x, w: jnp.concatenate([x @ w[:, :3], x[:, :4] @ w[:4, 3:]], 1),
 }
 

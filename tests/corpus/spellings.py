@@ -93,6 +93,22 @@ _SUMS = {
         lambda x, w: lax.psum(jnp.einsum("pbi,pio->bo", x, w), "model"), (P("model"), P("model")), P()
     )(x, w),
 }
+
+
+def _while(test: Any, step: int, start: int) -> Any:
+    def f(x: jax.Array, w: jax.Array) -> jax.Array:
+        body = lambda at: (at[0] + step, at[1] + x[at[0]] @ w[at[0]])  # noqa: E731
+        return lax.while_loop(lambda at: test(at[0]), body, (start, jnp.zeros((2, 6))))[1]
+
+    return f
+
+
+_SUMS |= {
+    "while at most": _while(lambda i: i <= N - 1, 1, 0),
+    "while unequal": _while(lambda i: i != N, 1, 0),
+    "while greater": _while(lambda i: i > -1, -1, N - 1),
+    "while at least": _while(lambda i: i >= 0, -1, N - 1),
+}
 _SUMS |= {name: lambda x, w, loop=loop: loop(_adding, jnp.zeros((2, 6)), (x, w)) for name, loop in LOOPS.items()}
 
 # One kernel in chunks, along what it sums over and along its units.
