@@ -51,7 +51,8 @@ def facts_after(eqn: Any, ins: Sequence[Value], result: int) -> Facts:
         numbers = eqn.params["dimension_numbers"]
         gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
         kept = [t for t in range(len(shape_of(eqn.invars[0]))) if t not in gone]
-        return Facts(hot=frozenset(o for o, t in zip(numbers.offset_dims, kept, strict=True) if t in first.hot))
+        hot = {o for o, t in zip(numbers.offset_dims, kept, strict=True) if t in first.hot}
+        return Facts(hot=_gone(first) | hot)
     return NOTHING
 
 
