@@ -14,11 +14,24 @@ import numpy as np
 from optax_gc._infer._arrays import LIMIT, Dim, Dims, UnfollowedError, in_order, size_of
 from optax_gc._infer._names import ELEMENTWISE, FOLDED, LAYOUT, NONLINEAR, REDUCTIONS, SAME
 
+
+def _div(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Integers are divided towards zero, and by zero without a word."""
+    return np.where(b == 0, ~np.zeros_like(a), (a - np.fmod(a, b)) // b) if a.dtype.kind in "iu" else a / b
+
+
+def _rem(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.where((b == 0) & (a.dtype.kind in "iu"), a, np.fmod(a, b))
+
+
 # What NumPy folds needs no compilation.
 ON_NUMBERS: dict[str, Callable[..., Any]] = {
     "add": np.add,
     "sub": np.subtract,
     "mul": np.multiply,
+    "div": _div,
+    "rem": _rem,
+    "sign": np.sign,
     "max": np.maximum,
     "min": np.minimum,
     "neg": np.negative,
@@ -35,7 +48,7 @@ ON_NUMBERS: dict[str, Callable[..., Any]] = {
 }
 _FOLDABLE = frozenset({*ON_NUMBERS, *ELEMENTWISE, *SAME, *LAYOUT, *REDUCTIONS, *NONLINEAR, *FOLDED})
 _KINDS = "iubf"
-_CHEAP = frozenset({*ON_NUMBERS, "iota", "broadcast_in_dim", "squeeze", "expand_dims"})
+_CHEAP = frozenset({*ON_NUMBERS, "iota", "broadcast_in_dim", "squeeze", "expand_dims", "concatenate"})
 # Each level is a call, and Python's stack is finite.
 _DEPTH = 200
 
@@ -114,7 +127,10 @@ def fold(eqn: Any, values: Iterable[np.ndarray], result: int = 0) -> np.ndarray:
     if math.prod(aval.shape) > LIMIT:
         raise UnfollowedError("is indexed by a large constant")
     if name in ON_NUMBERS and all(value.dtype.kind in _KINDS for value in values):
-        return np.broadcast_to(ON_NUMBERS[name](*values), aval.shape).astype(aval.dtype)
+        with np.errstate(all="ignore"):
+            return np.broadcast_to(ON_NUMBERS[name](*values), aval.shape).astype(aval.dtype)
+    if name == "concatenate":
+        return np.concatenate(values, params["dimension"])
     if name == "iota":
         return np.indices(aval.shape, dtype=aval.dtype, sparse=True)[params["dimension"]] + np.zeros(
             aval.shape, aval.dtype

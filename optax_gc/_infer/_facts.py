@@ -18,13 +18,20 @@ _ARITHMETIC = frozenset({*ELEMENTWISE, "add", "add_any", "sub", "mul", "div", "s
 _KEEP_ZERO = frozenset({"abs", "sign", "and", "mul", "div", "sqrt", "square", "integer_pow", "floor", "round"})
 _PARTS = frozenset({"dynamic_slice", "split"})
 _SOURCES = frozenset({"broadcast_in_dim", "iota"})
+_JOINS = frozenset({"concatenate", "stack"})
+_SCATTERS = frozenset({"scatter", "scatter-add"})
+_FOLLOWED = frozenset({*_ARITHMETIC, *SAME, *MOVES, *_PARTS, *_JOINS, *_SCATTERS, "stop_gradient", "unstack", "gather"})
+
+
+def may_have_facts(eqn: Any, ins: Sequence[Value]) -> bool:
+    """Whether an equation may have facts: cheaper than to find them."""
+    name = eqn.primitive.name
+    return name in _SOURCES or (name in _FOLLOWED and any(value.told is not NOTHING for value in ins))
 
 
 def facts_after(eqn: Any, ins: Sequence[Value], result: int) -> Facts:
     """What is known of a result of an equation."""
     name = eqn.primitive.name
-    if name not in _SOURCES and all(value.facts is NOTHING for value in ins):
-        return NOTHING
     first = ins[0].facts if ins else NOTHING
     out = shape_of(eqn.outvars[result])
     if name in SAME or name == "stop_gradient":
@@ -41,7 +48,7 @@ def facts_after(eqn: Any, ins: Sequence[Value], result: int) -> Facts:
         return Facts(first.flat, first.hot | _gone(first), zero=first.zero)
     if name == "unstack":
         return first.shifted(eqn.params["axis"], -1)
-    if name in ("concatenate", "stack"):
+    if name in _JOINS:
         axis = eqn.params["dimension" if name == "concatenate" else "axis"]
         facts = [value.facts if name == "concatenate" else value.facts.shifted(axis, 1) for value in ins]
         every = frozenset({*range(len(out)), GONE})
@@ -50,7 +57,7 @@ def facts_after(eqn: Any, ins: Sequence[Value], result: int) -> Facts:
             hot=every.intersection(*(fact.hot for fact in facts if not fact.zero)),
             zero=all(fact.zero for fact in facts),
         )
-    if name in ("scatter", "scatter-add") and first.zero and ins[2].level == Level.CONST:
+    if name in _SCATTERS and first.zero and ins[2].level == Level.CONST:
         return Facts(hot=frozenset(eqn.params["dimension_numbers"].scatter_dims_to_operand_dims))
     if name == "gather":
         numbers = eqn.params["dimension_numbers"]

@@ -86,7 +86,7 @@ def _stacked(value: Value, step: Dim) -> Value:
             views.append(view.replace(axes=(Axis((step,)), *view.axes)))
         else:
             views.append(view.replace(axes=(blank(step.size), *view.axes)))
-    return Value(value.level, tuple(views), facts=value.facts.shifted(0, 1), hidden=value.hidden)
+    return Value(value.level, tuple(views), told=value.facts.shifted(0, 1), hidden=value.hidden)
 
 
 def while_loop(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
