@@ -257,7 +257,7 @@ def report(out, pictures):
     parts.append("<!-- --8<-- [start:every] -->")
     for r in results:
         parts += [
-            f"### {r.title}",
+            f"**{r.title}**",
             f"`{r.name}`: {r.about()}",
             r.table().to_markdown(index=False, disable_numparse=True),
         ]
