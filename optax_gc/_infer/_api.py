@@ -27,10 +27,11 @@ def infer_axes(fn: Callable[..., Any], params: PyTree, *args: Any, **kwargs: Any
     """Reads the axes of every weight off the computation that uses it.
 
     The natural call is the loss that is there already: `infer_axes(loss_fn, model, *batch)` for a Flax NNX or Equinox
-    model, `infer_axes(model.apply, params, x)` for Linen and Haiku. The function is traced on abstract values, so that
-    no array is allocated and nothing is computed, and each parameter is followed to where it meets the data. What is
-    contracted is input, what is shared with the data is batch, the rest is output. What is no weight (biases, scales,
-    lookup tables) and what cannot be settled is left alone; `print(plan)` says why.
+    model, `infer_axes(model.apply, params, x)` for Haiku. The `apply` of Linen takes a dict of collections, so there
+    it is `infer_axes(lambda params, x: model.apply({"params": params}, x), params, x)`. The function is traced on
+    abstract values, so that no array is allocated and nothing is computed, and each parameter is followed to where it
+    meets the data. What is contracted is input, what is shared with the data is batch, the rest is output. What is no
+    weight (biases, scales, lookup tables) and what cannot be settled is left alone; `print(plan)` says why.
 
     Args:
       fn: the forward pass or the loss, called as `fn(params, *args, **kwargs)`; results but arrays are dropped.
