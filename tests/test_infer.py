@@ -432,6 +432,50 @@ def test_an_axis_that_is_too_long_is_left_alone():
     assert "too long" in plan.why[""]
 
 
+_EVEN = np.arange(2048) % 2 == 0
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda w, x: x[:, :999] @ w[:999] + x[:, 999:] @ w[999:],
+        lambda w, x: jnp.concatenate([x @ w[:, :999], x @ w[:, 999:]], 1),
+        lambda w, x: jnp.pad(x, ((0, 0), (9, 9))) @ jnp.pad(w, ((9, 9), (0, 0)))[::-1],
+        lambda w, x: x[:, :1] @ w[:1] + x[:, 1:] @ w[1:],
+        lambda w, x: x @ (w * _EVEN[:, None]) + x @ (w * ~_EVEN[:, None]),
+        lambda w, x: x @ (w * _EVEN[:1024]) + x @ (w * ~_EVEN[:1024]),
+    ],
+)
+def test_a_large_weight_is_followed_in_parts(use):
+    assert infer_axes(use, spec(2048, 1024), spec(4, 2048))[""] == WeightAxes((0,), (1,))
+
+
+def _rolled(w):
+    return jnp.roll(w.ravel(), 1).reshape(w.shape)
+
+
+def _by_two_loops(w, x):
+    def outer(y, i):
+        return jax.lax.scan(lambda y, j: (y + x @ w[(i * j) % 7], None), y, jnp.arange(300))
+
+    return jax.lax.scan(outer, jnp.zeros((2, 3)), jnp.arange(300))[0]
+
+
+@pytest.mark.parametrize(
+    ("use", "w", "x", "reason"),
+    [
+        (lambda w, x: x @ _rolled(w), (2048, 1024), (2, 2048), "cannot be followed"),
+        (lambda w, x: x @ w.ravel()[1:], (2100, 2100), (2, 2100**2 - 1), "mixes its axes"),
+        (lambda w, x: x @ _rolled(w)[np.arange(5000) % 1000], (1000, 1000), (2, 5000), "too many of its axes at once"),
+        (lambda w, x: x @ w[jnp.arange(2**22 + 1) % 7], (7, 3), (2, 2**22 + 1), "is indexed by a large constant"),
+        (_by_two_loops, (7, 5, 3), (2, 5), "in a very long loop"),
+    ],
+)
+def test_what_would_take_too_long_is_left_alone(use, w, x, reason):
+    plan = infer_axes(use, spec(*w), spec(*x))
+    assert reason in plan.why[""]
+
+
 def _first_caller(x):
     return jnp.sort(x)
 

@@ -132,14 +132,12 @@ def fold(eqn: Any, values: Iterable[np.ndarray], result: int = 0) -> np.ndarray:
     if name == "concatenate":
         return np.concatenate(values, params["dimension"])
     if name == "iota":
-        return np.indices(aval.shape, dtype=aval.dtype, sparse=True)[params["dimension"]] + np.zeros(
-            aval.shape, aval.dtype
-        )
-    if name in ("broadcast_in_dim", "squeeze", "expand_dims") or (
-        name == "reshape" and params.get("dimensions") is None
-    ):
-        shape = [1] * len(aval.shape) if name == "broadcast_in_dim" else list(aval.shape)
-        for size, t in zip(values[0].shape, params.get("broadcast_dimensions", ()), strict=False):
+        return np.broadcast_to(np.indices(aval.shape, aval.dtype, True)[params["dimension"]], aval.shape)
+    if name in ("squeeze", "expand_dims") or (name == "reshape" and params["dimensions"] is None):
+        return values[0].reshape(aval.shape)
+    if name == "broadcast_in_dim":
+        shape = [1] * len(aval.shape)
+        for size, t in zip(values[0].shape, params["broadcast_dimensions"], strict=True):
             shape[t] = size
         return np.broadcast_to(values[0].reshape(shape), aval.shape)
     # Also under a trace of the caller, numbers stay numbers.

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
 
-from optax_gc._infer._arrays import UnfollowedError, blank
-from optax_gc._infer._equation import Equation, shape_of
+import numpy as np
+
+from optax_gc._infer._arrays import Named, UnfollowedError, blank
+from optax_gc._infer._equation import Equation, Shape, shape_of
 from optax_gc._infer._layout import MOVES
 from optax_gc._infer._names import ELEMENTWISE, SAME
-from optax_gc._infer._values import GONE, NOTHING, Facts, Level, Value, is_integer
+from optax_gc._infer._values import GONE, NOTHING, Facts, Level, Value
 from optax_gc._infer._views import Mark, View
 
-_ARITHMETIC = frozenset({*ELEMENTWISE, "add", "add_any", "sub", "mul", "div", "select_n"})
-_KEEP_ZERO = frozenset({"abs", "sign", "and", "mul", "div", "sqrt", "square", "integer_pow", "floor", "round"})
+_ARITHMETIC = frozenset({*ELEMENTWISE, "add", "sub", "mul", "div", "select_n"})
+_KEEP_ZERO = frozenset({"abs", "sign", "div", "sqrt", "square", "integer_pow", "floor", "ceil", "round"})
+_WITH_ZERO = frozenset({"add", "sub", "max", "min", "or"})  # zero beside zero, and with zero they keep that
 _PARTS = frozenset({"dynamic_slice", "split"})
 _SOURCES = frozenset({"broadcast_in_dim", "iota"})
 _JOINS = frozenset({"concatenate", "stack"})
@@ -35,10 +37,9 @@ def facts_after(eqn: Any, ins: Sequence[Value], result: int) -> Facts:
     first = ins[0].facts if ins else NOTHING
     out = shape_of(eqn.outvars[result])
     if name in SAME or name == "stop_gradient":
-        exact = is_integer(eqn.outvars[result].aval.dtype)
-        return first if exact else dataclasses.replace(first, distinct=frozenset())
+        return first
     if name in _ARITHMETIC:
-        return _arithmetic(name, [value.facts for value in ins], [shape_of(atom) for atom in eqn.invars], out)
+        return _arithmetic(name, [_spread(v.facts, shape_of(a), out) for v, a in zip(ins, eqn.invars, strict=True)])
     if name in MOVES:
         return _moved(Equation(eqn), ins)
     if name == "iota":
@@ -49,14 +50,9 @@ def facts_after(eqn: Any, ins: Sequence[Value], result: int) -> Facts:
     if name == "unstack":
         return first.shifted(eqn.params["axis"], -1)
     if name in _JOINS:
-        axis = eqn.params["dimension" if name == "concatenate" else "axis"]
-        facts = [value.facts if name == "concatenate" else value.facts.shifted(axis, 1) for value in ins]
-        every = frozenset({*range(len(out)), GONE})
-        return Facts(
-            flat=(every - {axis, GONE}).intersection(*(fact.flat for fact in facts)),
-            hot=every.intersection(*(fact.hot for fact in facts if not fact.zero)),
-            zero=all(fact.zero for fact in facts),
-        )
+        facts = [v.facts if name == "concatenate" else v.facts.shifted(eqn.params["axis"], 1) for v in ins]
+        hots = [fact.hot for fact in facts if not fact.zero]
+        return Facts(hot=frozenset.intersection(*hots) if hots else frozenset(), zero=not hots)
     if name in _SCATTERS and first.zero and ins[2].level == Level.CONST:
         return Facts(hot=frozenset(eqn.params["dimension_numbers"].scatter_dims_to_operand_dims))
     if name == "gather":
@@ -72,69 +68,61 @@ def _gone(facts: Facts) -> frozenset[int]:
     return frozenset([GONE] if facts.hot else [])
 
 
-def _arithmetic(name: str, facts: list[Facts], shapes: list[tuple[int, ...]], out: tuple[int, ...]) -> Facts:
-    every = frozenset(range(len(out)))
-    zeros = [fact.zero for fact in facts]
-    flats, hots, distincts = [], [], []
-    for fact, shape in zip(facts, shapes, strict=True):
-        here = frozenset(t for t in every if len(shape) == len(out) and shape[t] == out[t])
-        # Along an axis that it is broadcast along, an operand is flat.
-        flats.append((every - here) | fact.flat if len(shape) in (0, len(out)) else frozenset())
-        hots.append(every | {GONE} if fact.zero else fact.hot & (here | {GONE}))
-        distincts.append(fact.distinct & here)
-    hot: frozenset[int] = frozenset()
-    cold, zero = hot, False
+def _spread(facts: Facts, shape: Shape, out: Shape) -> Facts:
+    """The facts after an implicit broadcast: along an axis that it is broadcast along, an operand is flat."""
+    if shape == out:
+        return facts
+    here = frozenset(t for t, size in enumerate(shape) if size == out[t])
+    flat = facts.flat | (frozenset(range(len(out))) - here)
+    return Facts(flat, facts.hot & (here | {GONE}), facts.cold & here, facts.distinct & here, facts.zero)
+
+
+def _arithmetic(name: str, facts: list[Facts]) -> Facts:
+    """Facts after an elementwise operation on operands of one shape."""
+    a, b = facts[0], facts[-1]
+    flat = frozenset.intersection(*(fact.flat for fact in facts))
+    # Numbers of which no two are equal, and a number that is the same for all of them.
+    once = (a.distinct & b.flat) | (b.distinct & a.flat)
     if name in ("mul", "and"):
-        hot, zero = hot.union(*hots), any(zeros)
-    elif name == "select_n":
-        hot = hots[0] if facts[1].zero else facts[0].cold if facts[-1].zero else hot
-        rest = [h for h, fact in zip(hots[1:], facts[1:], strict=True) if not fact.zero]
-        hot = hot | rest[0] if len(rest) == 1 else hot
-    elif name in _KEEP_ZERO:
-        hot, zero = hots[0], zeros[0]
-    elif name in ("max", "min", "add", "sub"):
-        rest = [h for h, fact in zip(hots, facts, strict=True) if not fact.zero]
-        hot, zero = rest[0] if len(rest) == 1 else hot, all(zeros)
-    elif name == "not":
-        hot, cold = facts[0].cold, facts[0].hot
-    elif name == "ne":
-        cold = (distincts[0] & flats[1]) | (distincts[1] & flats[0])
-    elif name == "eq":
-        hot = (distincts[0] & flats[1]) | (distincts[1] & flats[0])
-    distinct: frozenset[int] = frozenset()
-    if name in ("add", "sub"):
-        distinct = (distincts[0] & flats[1]) | (distincts[1] & flats[0])
-    return Facts(every.intersection(*flats), hot, cold, distinct, zero)
+        return Facts(flat, a.hot | b.hot, zero=a.zero or b.zero)
+    if name in _KEEP_ZERO:
+        return Facts(flat, a.hot, zero=a.zero)
+    if name in _WITH_ZERO:
+        hot = a.hot if b.zero else b.hot if a.zero else frozenset[int]()
+        return Facts(flat, hot, distinct=once if name in ("add", "sub") else frozenset(), zero=a.zero and b.zero)
+    if name == "not":
+        return Facts(flat, a.cold, a.hot)
+    if name == "eq":
+        return Facts(flat, once)
+    if name == "ne":
+        return Facts(flat, cold=once)
+    if name == "select_n":
+        some = [case.hot for case in facts[1:] if not case.zero]
+        hot = some[0] if len(some) == 1 else frozenset[int]()
+        return Facts(flat, hot | (a.hot if facts[1].zero else a.cold if b.zero else frozenset()))
+    return Facts(flat)
 
 
 def _moved(eqn: Equation, ins: Sequence[Value]) -> Facts:
-    """Sends a view through the operation whose dims carry the facts as its sets do."""
-    facts, shape = ins[0].facts, eqn.shapes[0]
-    axes = tuple(blank(size) for size in shape)
-    dims = [axis.dims[0] for axis in axes]
-    probe = View(
-        Mark(),
-        axes,
-        (),
-        summed=frozenset(dim for t, dim in enumerate(dims) if t not in facts.flat),
-        shared=frozenset(dims[t] for t in facts.hot if t != GONE),
-        scaled=frozenset(dims[t] for t in facts.distinct),
-        picks=((0, tuple(dims[t] for t in facts.cold if t != GONE)),),
-    )
+    """Along an axis that moves, a value is what it was along the axes that are now on it."""
+    facts = ins[0].facts
+    axes = tuple(blank(size) for size in eqn.shapes[0])
+    probe = View(Mark(), axes, tuple(Named(axis.dims, np.broadcast_to(0, axis.inner)) for axis in axes))
     try:
         moved = MOVES[eqn.name](eqn, probe)
     except UnfollowedError:
         return NOTHING
     if moved is None:
         return NOTHING
-    padding = ins[1].facts.zero if len(ins) > 1 else True
-    fewer = math.prod(eqn.out) < math.prod(shape)
-    whole = [(t, set(axis.dims), axis.padded) for t, axis in enumerate(moved.axes)]
+    behind = {t: moved.along(set(axis.dims)) for t, axis in enumerate(moved.axes)}
+    padded = {t for t, axis in enumerate(moved.axes) if axis.padded}
+    padding = len(ins) < 2 or ins[1].facts.zero
+    cut = math.prod(eqn.out) < math.prod(eqn.shapes[0])
     return Facts(
-        frozenset(t for t, on, padded in whole if on.isdisjoint(moved.summed) and not padded),
-        frozenset(t for t, on, padded in whole if not on.isdisjoint(moved.shared) and (not padded or padding))
-        | (_gone(facts) if fewer else facts.hot & {GONE}),
-        frozenset(t for t, on, padded in whole if not on.isdisjoint(moved.picks[0][1]) and not padded),
-        frozenset(t for t, on, padded in whole if on and on <= moved.scaled and not padded),
+        frozenset(t for t in behind if behind[t] <= facts.flat) - padded,
+        frozenset(t for t in behind if behind[t] & facts.hot) - (set() if padding else padded)
+        | (_gone(facts) if cut else facts.hot & {GONE}),
+        frozenset(t for t in behind if behind[t] & facts.cold) - padded,
+        frozenset(t for t in behind if behind[t] and behind[t] <= facts.distinct) - padded,
         zero=facts.zero and padding,
     )

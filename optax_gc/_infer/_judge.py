@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from optax_gc._axes import WeightAxes
-from optax_gc._infer._arrays import Axis, Dim, Dims, Named, UnfollowedError, in_order, size_of
+from optax_gc._infer._arrays import Dim, Dims, Named, UnfollowedError, in_order, size_of
 from optax_gc._infer._maths import CHOSEN
 from optax_gc._infer._views import Param, View, by_place
 from optax_gc._infer._walk import ELEMENT
@@ -83,14 +83,9 @@ def _trimmed(view: View) -> View:
     view = view.replace(masks=tuple(masks))
     for mask in view.masks:
         if len(mask.dims) == 1 and mask.dims[0] in view.summed:
-            view = _where(view, mask, Dim(int(mask.data.sum())))
+            view = view.replace(masks=tuple(other for other in view.masks if other is not mask))
+            view = view.take(mask.dims[0], np.flatnonzero(mask.data), (Dim(int(mask.data.sum())),))
     return view
-
-
-def _where(view: View, mask: Named, new: Dim) -> View:
-    """Keeps the positions of a mask of one dim."""
-    view = view.replace(masks=tuple(other for other in view.masks if other is not mask))
-    return view.take(mask.dims[0], np.flatnonzero(mask.data), (new,))
 
 
 class _Judge:
@@ -103,7 +98,6 @@ class _Judge:
 
     def __init__(self, shape: tuple[int, ...], visible: set[Dim]):
         self._shape, self._visible = shape, visible
-        self._masked: dict[tuple[Dim, bytes], Dim] = {}
 
     def verdict(self, views: Sequence[View]) -> Verdict | None:
         views = [view for view in views if all(mask.data.any() for mask in view.masks)]
@@ -143,33 +137,22 @@ class _Judge:
 
     def _beside(self, views: Sequence[View]) -> Verdict | None:
         """Parts that lie side by side, or where other units have none, are judged apart."""
-        regions = _classes(views, lambda view: tuple((a.lo, a.inner, a.hi) if a.padded else None for a in view.axes))
+        regions = _classes(views, _region)
         if len(regions) > 1:
             if not all(_apart(a[0], b[0]) for a, b in itertools.combinations(regions, 2)):
                 return Verdict(None, OVERLAP)
-            return self._agreed(map(_unpadded, regions), DIFFERENT)
-        views = _unpadded(views)
-        where = _classes(views, lambda view: frozenset(mask.key() for mask in _kept_masks(view)))
-        if len(where) == 1:
-            views = [functools.reduce(self._masked_out, _kept_masks(view), view) for view in views]
-        elif all(_disjoint(a[0], b[0]) for a, b in itertools.combinations(where, 2)):
+            return self._agreed(regions, DIFFERENT)
+        where = _classes(views, _where)
+        if len(where) > 1 and all(_disjoint(a[0], b[0]) for a, b in itertools.combinations(where, 2)):
             return self._agreed(where, DIFFERENT)
         if len(views) > 1 and any(view.picks for view in views):
             return Verdict(None, CHOSEN)
         return self._roles(views, self._inputs(views))
 
-    def _masked_out(self, view: View, mask: Named) -> View:
-        """Leaves out the units that have no weight."""
-        if len(mask.dims) != 1:
-            return view
-        key = (mask.dims[0], mask.data.tobytes())
-        new = self._masked.setdefault(key, Dim(int(mask.data.sum())))
-        if mask.dims[0] in self._visible:
-            self._visible.add(new)
-        return _where(view, mask, new)
-
     def _inputs(self, views: Sequence[View]) -> tuple[int, ...]:
-        boxes = [box for view in views if not view.masks and (box := _box(view)) is not None]
+        # Units without a weight do not matter, where they are without it in all views.
+        whole = len({_where(view) for view in views}) == 1 and all(len(_where(v)) == len(v.masks) for v in views)
+        boxes = [box for view in views if whole and (box := _box(view)) is not None]
         inputs = _union(boxes, self._shape) if len(boxes) == len(views) else None
         if inputs is None:
             inputs = _listed(views, self._shape)
@@ -209,12 +192,14 @@ def _classes(views: Iterable[View], key: Any) -> list[list[View]]:
     return list(classes.values())
 
 
-def _unpadded(views: Iterable[View]) -> list[View]:
-    return [view.replace(axes=tuple(Axis(axis.dims) for axis in view.axes)) for view in views]
+def _region(view: View) -> Hashable:
+    """Where the view lies on the axes of the value."""
+    return tuple((axis.lo, axis.hi) for axis in view.axes)
 
 
-def _kept_masks(view: View) -> list[Named]:
-    return [mask for mask in view.masks if view.summed.isdisjoint(mask.dims)]
+def _where(view: View) -> frozenset[Hashable]:
+    """Which units have a weight."""
+    return frozenset(mask.key() for mask in view.masks if view.summed.isdisjoint(mask.dims))
 
 
 def _disjoint(a: View, b: View) -> bool:
@@ -224,14 +209,14 @@ def _disjoint(a: View, b: View) -> bool:
 def _apart(a: View, b: View) -> bool:
     """Whether two views have no unit in common, since they lie side by side."""
     pairs = zip(a.axes, b.axes, strict=True)
-    return any((x.padded and y.padded) and (x.lo + x.inner <= y.lo or y.lo + y.inner <= x.lo) for x, y in pairs)
+    return any(x.lo + x.inner <= y.lo or y.lo + y.inner <= x.lo for x, y in pairs)
 
 
 def _outputs(view: View) -> Hashable:
     """Where the units are, and which outputs of the parameter."""
     arrays = [array for array in (*view.coords, *view.masks) if array.dims and view.summed.isdisjoint(array.dims)]
     one = [(a, int(view.coords[a].data)) for a in (view.use.outputs if view.use else ()) if not view.coords[a].dims]
-    return tuple((a.lo, a.inner, a.hi) for a in view.axes), tuple(array.key() for array in arrays), frozenset(one)
+    return _region(view), tuple(array.key() for array in arrays), frozenset(one)
 
 
 def _batches(views: Iterable[View]) -> set[Hashable]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 import jax.extend.core as jex
+import jax.numpy as jnp
 import numpy as np
 
 from optax_gc._infer._arrays import Axis, Dim, blank
@@ -15,7 +16,7 @@ from optax_gc._infer._constants import ON_NUMBERS, Constant, fold, step_of
 from optax_gc._infer._equation import Equation, open_jaxpr, shape_of
 from optax_gc._infer._maths import CHOSEN, choice, one_of
 from optax_gc._infer._names import CALLS
-from optax_gc._infer._values import Level, Value, is_integer
+from optax_gc._infer._values import Level, Value
 from optax_gc._infer._views import Mark, View, flatten, marked, same
 from optax_gc._infer._walk import Rule, Walk
 
@@ -131,7 +132,7 @@ def _counted(body: Any, n_consts: int, i: int, start: Constant) -> Iterator[np.n
     """The values of a carried integer that depends on nothing but itself, step by step."""
     jaxpr = open_jaxpr(body)
     var, out = jaxpr.invars[n_consts + i], jaxpr.outvars[i]
-    if shape_of(var) or not is_integer(var.aval.dtype) or start.loops:
+    if shape_of(var) or not jnp.issubdtype(var.aval.dtype, jnp.integer) or start.loops:
         return None
     needed, eqns = {out}, []
     for eqn in reversed(jaxpr.eqns):

@@ -136,7 +136,3 @@ def has_met_data(value: Value) -> bool:
     if value.level == Level.SCALED and not value.views:
         return True
     return value.level == Level.DATA or any(v.scaled or any(dims for _, dims in v.picks) for v in value.views)
-
-
-def is_integer(dtype: Any) -> bool:
-    return jnp.issubdtype(dtype, jnp.integer)

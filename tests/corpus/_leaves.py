@@ -78,8 +78,8 @@ def spelled(
 
 
 def sharded(f: Any, in_specs: Any, out_specs: Any, **kwargs: Any) -> Any:
-    """`shard_map` over a mesh of the one device, whose axis is `"model"`."""
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("model",))
+    """`shard_map` over a mesh of two devices, whose axis is `"model"`."""
+    mesh = jax.sharding.AbstractMesh((2,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
     return jax.shard_map(f, mesh=mesh, in_specs=in_specs, out_specs=out_specs, **kwargs)
 
 

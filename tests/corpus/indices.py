@@ -17,7 +17,7 @@ _X = x_(2, 5)
 
 # One-hot products are lookups, however the one-hot was made.
 
-V = 11
+V = 12
 _IDS = tokens(2, 7)
 
 
@@ -44,6 +44,8 @@ _HOT = {
     "eq by iota": lambda t: jnp.float32(lax.broadcasted_iota(jnp.int32, (2, 7, V), 2) == t[..., None]),
     "where": lambda t: jnp.where(_eq(t), 1.0, 0.0),
     "where not": lambda t: jnp.where(t[..., None] != jnp.arange(V), 0.0, 1.0),
+    "not unequal": lambda t: jnp.float32(~(t[..., None] != jnp.arange(V))),
+    "counted from one": lambda t: jnp.float32(t[..., None] + 1 == jnp.arange(1, V + 1)),
     "scatter of ones": lambda t: jnp.zeros((2, 7, V)).at[jnp.arange(2)[:, None], jnp.arange(7), t].set(1.0),
     "ones added": lambda t: jnp.zeros((14, V)).at[jnp.arange(14), t.ravel()].add(1.0).reshape(2, 7, V),
     "put_along_axis": lambda t: jnp.put_along_axis(jnp.zeros((2, 7, V)), t[..., None], 1.0, -1, inplace=False),
@@ -53,7 +55,19 @@ _HOT = {
     "masked by where": lambda t: jnp.where((t > 0)[..., None], _hot(t), 0.0),
     "masked by and": lambda t: jnp.float32(_eq(t) & (t > 0)[..., None]),
     "scaled": lambda t: _hot(t) * np.sqrt(5),
-    "joined classes": lambda t: jnp.concatenate([_hot(t, 5), _hot(t - 5, 6)], -1),
+    "divided": lambda t: _hot(t) / 2,
+    "rectified": lambda t: jax.nn.relu(_hot(t)),
+    "absolute": lambda t: jnp.abs(_hot(t)),
+    "rounded root": lambda t: jnp.round(jnp.sqrt(_hot(t))),
+    "added to zeros": lambda t: jnp.zeros((2, 7, V)) + _hot(t),
+    "joined to zeros": lambda t: jnp.concatenate([_hot(t, V - 2), jnp.zeros((2, 7, 1)), jnp.zeros((2, 7, 1))], -1),
+    "set in joined zeros": lambda t: (
+        jnp.concatenate([jnp.zeros((7, 2, V)) * 2.0] * 2)[:7]
+        .at[jnp.arange(7)[:, None], jnp.arange(2), t.T]
+        .set(1.0)
+        .swapaxes(0, 1)
+    ),
+    "joined classes": lambda t: jnp.concatenate([_hot(t, 5), _hot(t - 5, 7)], -1),
     "joined positions": lambda t: jnp.concatenate([_hot(t[:, :3]), _hot(t[:, 3:])], 1),
     "stacked positions": lambda t: jnp.stack([_hot(t[:, n]) for n in range(7)], 1),
     "first classes": lambda t: _hot(t, V + 2)[..., :V],
@@ -81,7 +95,7 @@ _LOOKUPS = {
     "einsum": lambda h, e: jnp.einsum("vd,btv->btd", e, h),
     "tensordot": lambda h, e: jnp.tensordot(e, h, ((0,), (2,))).transpose(1, 2, 0),
     "transposed": lambda h, e: (e.T @ h.swapaxes(1, 2)).swapaxes(1, 2),
-    "flattened": lambda h, e: (h.reshape(14, V) @ e).reshape(2, 7, 5),
+    "flattened": lambda h, e: (h.reshape(14, V) @ e).reshape(2, 7, 4),
     "vmapped": lambda h, e: jax.vmap(lambda h: h @ e)(h),
     "in a scan": lambda h, e: lax.scan(lambda _, h: (None, h @ e), None, h)[1],
     "cast": lambda h, e: jnp.float32(h.astype(jnp.bfloat16) @ e.astype(jnp.bfloat16)),
@@ -92,9 +106,17 @@ _LOOKUPS = {
     )(h, e),
     "scaled table": lambda h, e: h @ (e * 2.0),
     "joined table": lambda h, e: h @ jnp.concatenate([e[:5], e[5:]]),
-    "row by row": lambda h, e: lax.fori_loop(0, V, lambda n, y: y + h[..., n, None] * e[n], jnp.zeros((2, 7, 5))),
+    "row by row, unrolled": lambda h, e: sum(h[..., n, None] * e[n] for n in range(V)),
+    "row by row, unstacked": lambda h, e: sum(
+        h[..., None] * e for h, e in zip(jnp.unstack(h, axis=-1), e, strict=True)
+    ),
+    "row by row, taken": lambda h, e: sum(jnp.take(h, n, axis=-1)[..., None] * e[n] for n in range(V)),
+    "row by row, vmapped": lambda h, e: jax.vmap(lambda n, e: jnp.take(h, n, axis=-1)[..., None] * e)(
+        jnp.arange(V), e
+    ).sum(0),
+    "row by row": lambda h, e: lax.fori_loop(0, V, lambda n, y: y + h[..., n, None] * e[n], jnp.zeros((2, 7, 4))),
 }
-_TABLE = {"e": alone("11 5"), "w": w("i5 o6")}
+_TABLE = {"e": alone("12 4"), "w": w("i4 o6")}
 LOOKUPS = [
     *spelled("one-hot", {n: lambda t, e, w, hot=hot: tanh(hot(t) @ e) @ w for n, hot in _HOT.items()}, _IDS, **_TABLE),
     *spelled("lookup", {n: lambda t, e, w, f=f: tanh(f(_hot(t), e)) @ w for n, f in _LOOKUPS.items()}, _IDS, **_TABLE),
@@ -105,6 +127,19 @@ LOOKUPS = [
         e=_TABLE["e"],
     ),
 ]
+
+# What holds ones and zeros and looks up nothing.
+
+_NO_LOOKUPS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "one-hot rows, over positions": (lambda t, w: jnp.einsum("btv,td->bvd", _hot(t), w), _IDS, {"w": w("i7 o4")}),
+    "data scattered into zeros": (lambda x, w: jnp.zeros((2, 5)).at[:, _PERMUTATION].set(x) @ w, _X, {"w": w("i5 o6")}),
+    "a one written into data": (lambda x, w: x.at[:, 2].set(1.0) @ w, _X, {"w": w("i5 o6")}),
+    "a factor of data that ends in zeros": (
+        lambda x, w: x @ (w * jnp.pad(jnp.broadcast_to(x.max(), (3, 1)), ((0, 2), (0, 0)))),
+        _X,
+        {"w": alone("5 6")},
+    ),
+}
 
 # Constant indices, permutations and selections.
 
@@ -218,6 +253,36 @@ INDEXED = [
 ]
 
 
+# Two products with parts of a weight that constant masks of few integers tell apart.
+_MASKS = {
+    "less": lambda n: n < 3,
+    "at most": lambda n: n <= 2,
+    "greater": lambda n: n > 2,
+    "at least": lambda n: n >= 2,
+    "equal": lambda n: n == 2,
+    "unequal": lambda n: n != 2,
+    "and": lambda n: (n > 0) & (n < 4),
+    "or": lambda n: (n < 1) | (n > 3),
+    "times": lambda n: n * n > 3,
+    "maximum": lambda n: jnp.maximum(n, 2) == n,
+    "minimum": lambda n: jnp.minimum(n, 2) == n,
+    "minus": lambda n: -n < -2,
+    "where": lambda n: jnp.where(n < 3, n, 0) > 0,
+    "squeezed": lambda n: jnp.squeeze(lax.broadcasted_iota(jnp.int32, (1, 5), 1), 0) < 3,
+}
+
+
+def _in_two(mask: Any) -> Any:
+    def f(x: jax.Array, w: jax.Array) -> jax.Array:
+        there = mask(jnp.arange(5)).astype(jnp.float32)[:, None]
+        return x @ (w * there) + x @ (w * (1 - there))
+
+    return f
+
+
+MASKED = spelled("constant mask", {name: _in_two(mask) for name, mask in _MASKS.items()}, _X, w=w("i5 o6"))
+
+
 # An index beyond the end is the last one where a gather clips.
 CLIPPED = spelled(
     "clipped",
@@ -229,7 +294,9 @@ CLIPPED = spelled(
     w=w("i2 i5 o6"),
 )
 
-CASES = [*LOOKUPS, *INDEXED, *CLIPPED]
+NO_LOOKUPS = [case(f"no lookup: {name}", f, x, **params) for name, (f, x, params) in _NO_LOOKUPS.items()]
+
+CASES = [*LOOKUPS, *NO_LOOKUPS, *INDEXED, *MASKED, *CLIPPED]
 HARD = [
     *spelled(
         "Toeplitz",

@@ -48,7 +48,7 @@ def _residual_of_stack(h: jax.Array, w: dict[str, jax.Array], n: Any) -> jax.Arr
     return _residual(h, item(w, n))
 
 
-_BLOCKS = {"up": w("b4 i5 o7"), "down": w("b4 i7 o5")}
+_BLOCKS = {"up": w("b4 i6 o8"), "down": w("b4 i8 o6")}
 _RESIDUALS = _through(_residual) | {
     "residual outside of the loop": _pending,
     "masked steps": lambda x, w: lax.fori_loop(
@@ -142,7 +142,7 @@ _CHUNKED_OUT = {
     "mesh": lambda x, w: sharded(dense, (P(), P(None, "model")), P(None, "model"))(x, w),
 }
 
-# Over a mesh: one device's block is all of the array, and the same program for any number of them.
+# Over a mesh of two devices.
 
 _ROWS, _COLUMNS, _WHOLE = P("model"), P(None, "model"), P()
 
@@ -156,7 +156,42 @@ def _mesh(f: Any, *specs: P, x: P = _WHOLE, out: P = _WHOLE) -> Any:
     return lambda a, up, down: sharded(f, (x, *specs), out, check_vma=False)(a, up, down)
 
 
+_SQUARE = jax.sharding.AbstractMesh((2, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+_BOTH = P(("a", "b"))
+
+
+def _over_both(x: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:
+    def run(x: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:
+        y = lax.psum_scatter(tanh(x @ up) @ down, ("a", "b"), scatter_dimension=1, tiled=True)
+        return lax.all_gather(y, ("a", "b"), axis=1, tiled=True)
+
+    specs = (P(), P(None, ("a", "b")), _BOTH)
+    return jax.shard_map(run, mesh=_SQUARE, in_specs=specs, out_specs=P(), check_vma=False)(x, up, down)
+
+
+def _one_in_the_other(x: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:
+    def inner(x: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:
+        return lax.psum(tanh(x @ up) @ down, ("a", "b"))
+
+    def outer(x: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:
+        specs = (P(), P(None, "b"), P("b"))
+        run = jax.shard_map(inner, in_specs=specs, out_specs=P(), axis_names={"b"}, check_vma=False)
+        return run(x, up, down)
+
+    specs = (P(), P(None, "a"), P("a"))
+    run = jax.shard_map(outer, mesh=_SQUARE, in_specs=specs, out_specs=P(), axis_names={"a"}, check_vma=False)
+    return run(x, up, down)
+
+
 _MESHES = {
+    "over two axes": _over_both,
+    "one in the other": _one_in_the_other,
+    "blocks gathered on an axis of their own": _mesh(
+        lambda x, up, down: tanh(x @ up) @ lax.all_gather(down, "model").reshape(8, 4), _WHOLE, _ROWS
+    ),
+    "weights turned in blocks": lambda x, up, down: (
+        tanh(x @ sharded(lambda w: w[:, ::-1], P(None, "model"), P(None, "model"))(up)) @ down
+    ),
     "no mesh": lambda x, up, down: tanh(x @ up) @ down,
     "psum": _mesh(lambda x, up, down: lax.psum(tanh(x @ up) @ down, "model"), _COLUMNS, _ROWS),
     "psum_scatter": _mesh(
@@ -194,7 +229,9 @@ _MESHES = {
     ),
     "mean of replicas": _mesh(lambda x, up, down: lax.pmean(tanh(x @ up) @ down, "model"), _WHOLE, _WHOLE),
     "permuted ring": _mesh(
-        lambda x, up, down: lax.psum(tanh(lax.ppermute(x, "model", [(0, 0)]) @ up) @ down, "model"), _COLUMNS, _ROWS
+        lambda x, up, down: lax.psum(tanh(lax.ppermute(x, "model", [(0, 1), (1, 0)]) @ up) @ down, "model"),
+        _COLUMNS,
+        _ROWS,
     ),
     "block of a whole weight": _mesh(
         lambda x, up, down: lax.psum(
@@ -479,7 +516,7 @@ def _experts_loss(params: Any, x: jax.Array) -> jax.Array:
     return (blocks(x, params["up"], params["down"]) ** 2).mean()
 
 
-_UP_DOWN = {"up": w("i5 o7"), "down": w("i7 o6")}
+_UP_DOWN = {"up": w("i6 o8"), "down": w("i8 o4")}
 _GRADIENTS = {
     "value": _mlp_loss,
     "value_and_grad": jax.value_and_grad(_mlp_loss),
@@ -532,16 +569,16 @@ def _loss_of(f: Any) -> dict[str, Any]:
 
 
 GRADIENTS = [
-    *spelled("gradient", {n: lambda x, f=f, **p: f(p, x) for n, f in _GRADIENTS.items()}, _X, **_UP_DOWN),
+    *spelled("gradient", {n: lambda x, f=f, **p: f(p, x) for n, f in _GRADIENTS.items()}, x_(2, 6), **_UP_DOWN),
     *spelled(
         "gradient of experts",
         {
             "value": lambda x, **p: _experts_loss(p, x),
             "value_and_grad": lambda x, **p: jax.value_and_grad(_experts_loss)(p, x),
         },
-        x_(3, 2, 5),
-        up=w("b3 i5 o7"),
-        down=w("b3 i7 o6"),
+        x_(4, 2, 5),
+        up=w("b4 i5 o7"),
+        down=w("b4 i7 o6"),
     ),
     *spelled("halves of columns, before a loop and in it", _loss_of(_two_halves), _X, w=w("i5 o10")),
     *spelled("halves of rows, before a loop and in it", _loss_of(_two_halves_of_rows), _X, w=w("i11 o6")),
@@ -551,12 +588,12 @@ GRADIENTS = [
 
 CASES = [
     *spelled("layers", _through(dense), _X, w=w("b4 i5 o5")),
-    *spelled("residual layers", _RESIDUALS, _X, w=_BLOCKS),
+    *spelled("residual layers", _RESIDUALS, x_(2, 6), w=_BLOCKS),
     *spelled("sum over parts", _SUMS, _PARTS, w=w("i4 i5 o6")),
     *spelled("inputs in chunks", _CHUNKED_IN, x_(2, 20), w=w("i20 o6")),
     *spelled("outputs in chunks", _CHUNKED_OUT, x_(2, 6), check_batch=False, w=w("i6 o20")),
-    *(of for f in spelled("mesh", _MESHES, _X, **_UP_DOWN) for of in (f, with_gradient(f))),
-    *map(with_gradient, spelled("residual layers", _DIFFERENTIATED, _X, w=_BLOCKS)),
+    *(of for f in spelled("mesh", _MESHES, x_(2, 6), **_UP_DOWN) for of in (f, with_gradient(f))),
+    *map(with_gradient, spelled("residual layers", _DIFFERENTIATED, x_(2, 6), w=_BLOCKS)),
     *spelled("experts", _EXPERTS, _ENSEMBLE, w=w("b4 i5 o6", "o4 i5 o6")),
     *STACKS,
     *CLOSED,
