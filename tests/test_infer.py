@@ -488,3 +488,27 @@ def test_a_reason_names_the_line_of_this_call_of_a_shared_helper():
     line = fn.__code__.co_firstlineno + 2
     plan = infer_axes(fn, spec(4, 4), spec(4, 4))
     assert plan.why[""] == f"enters sort at test_infer.py:{line}"
+
+
+def _kept(key):
+    return jax.random.bernoulli(key, 0.9, (6,)) / 0.9
+
+
+@pytest.mark.parametrize(
+    "drop",
+    [
+        lambda y, key: y * _kept(key),
+        lambda y, key: y / (1 + jax.random.uniform(key, (6,))),
+        lambda y, key: jnp.where(_kept(key) > 0, y, 0),
+        lambda y, key: y @ jax.random.normal(key, (6, 7)),
+    ],
+    ids=["product", "quotient", "where", "random projection"],
+)
+def test_noise_does_not_read_what_is_added_up_later(drop):
+    x, w = spec(4, 2, 5), spec(4, 5, 6)
+    alone = infer_axes(lambda w, x, key: drop(jnp.einsum("hti,hio->hto", x, w), key).sum(0), w, x, jax.random.key(0))
+    assert alone[""] is None
+    layers = infer_axes(
+        lambda w, x, key: drop(jnp.tanh(jnp.einsum("hti,hio->hto", x, w)), key).sum(0), w, x, jax.random.key(0)
+    )
+    assert layers[""] == WeightAxes((1,), (2,), (0,))

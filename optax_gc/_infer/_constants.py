@@ -24,6 +24,12 @@ def _rem(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.where((b == 0) & (a.dtype.kind in "iu"), a, np.fmod(a, b))
 
 
+def _select(which: np.ndarray, *cases: np.ndarray) -> np.ndarray:
+    """An index outside means the nearest case."""
+    which = np.broadcast_to(np.clip(which.astype(int), 0, len(cases) - 1), cases[0].shape)
+    return np.take_along_axis(np.stack(cases), which[None], 0)[0]
+
+
 # What NumPy folds needs no compilation.
 ON_NUMBERS: dict[str, Callable[..., Any]] = {
     "add": np.add,
@@ -44,7 +50,8 @@ ON_NUMBERS: dict[str, Callable[..., Any]] = {
     "and": np.bitwise_and,
     "or": np.bitwise_or,
     "convert_element_type": lambda value: value,
-    "select_n": lambda which, *cases: np.choose(which, cases),
+    "stop_gradient": lambda value: value,
+    "select_n": _select,
 }
 _FOLDABLE = frozenset({*ON_NUMBERS, *ELEMENTWISE, *SAME, *LAYOUT, *REDUCTIONS, *NONLINEAR, *FOLDED})
 _KINDS = "iubf"
@@ -103,8 +110,8 @@ def numbers_of(array: Any) -> np.ndarray:
     raise UnfollowedError("is indexed by an array that is elsewhere")
 
 
-def literal(value: Any) -> Constant:
-    return Constant(lambda _: numbers_of(value))
+def literal(value: Any, dtype: Any = None) -> Constant:
+    return Constant(lambda _: np.asarray(numbers_of(value), dtype))
 
 
 def step_of(loop: Dim) -> Constant:
@@ -126,7 +133,9 @@ def fold(eqn: Any, values: Iterable[np.ndarray], result: int = 0) -> np.ndarray:
     values, aval, name, params = list(values), eqn.outvars[result].aval, eqn.primitive.name, eqn.params
     if math.prod(aval.shape) > LIMIT:
         raise UnfollowedError("is indexed by a large constant")
-    if name in ON_NUMBERS and all(value.dtype.kind in _KINDS for value in values):
+    # Out of range, XLA saturates.
+    saturates = name == "convert_element_type" and values[0].dtype.kind == "f" and aval.dtype.kind in "iu"
+    if name in ON_NUMBERS and all(value.dtype.kind in _KINDS for value in values) and not saturates:
         with np.errstate(all="ignore"):
             return np.broadcast_to(ON_NUMBERS[name](*values), aval.shape).astype(aval.dtype)
     if name == "concatenate":

@@ -97,7 +97,7 @@ def mul(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
         b = Value(b.level)
     views: list[View] = []
     for value, other, shape, other_shape in ((a, b, *eqn.shapes), (b, a, *reversed(eqn.shapes))):
-        if value.level == Level.DATA and other.level != Level.CONST:
+        if value.level == Level.DATA and other.level > Level.NOISE:
             walk.close(value.views)
         elif value.level < Level.DATA and (
             other.level == Level.DATA or (value.level == Level.WEIGHT and has_met_data(other))

@@ -92,7 +92,7 @@ def _contraction(
                         use=Use(walk.tier(view, other.level), walk.trail, fixed=fixed),
                     )
                 )
-        if other.level == Level.CONST:
+        if other.level <= Level.NOISE:
             views += walk.end(ended, eqn, eqn.out)
         else:
             walk.close(ended)
@@ -213,7 +213,7 @@ def conv_general_dilated(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Seq
     out, *inputs = numbers.rhs_spec
     products = [view for view in data.views if view.product]
     views: list[View] = []
-    if kernel.level == Level.CONST:
+    if kernel.level <= Level.NOISE:
         views += walk.end(products, eqn, eqn.out)
     else:
         walk.close(products)

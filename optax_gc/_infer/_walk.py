@@ -80,7 +80,7 @@ class Walk:
 
         def read(atom: Any) -> Value:
             if type(atom) is jex.Literal:
-                return Value(Level.CONST, known=literal(atom.val), told=facts_of(atom.val))
+                return Value(Level.CONST, known=literal(atom.val, atom.aval.dtype), told=facts_of(atom.val))
             return env[atom]
 
         outside, self.eqns = self.eqns, jaxpr.eqns

@@ -146,6 +146,7 @@ _NO_LOOKUPS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 _TURNS = (np.arange(7)[:, None] - np.arange(7)) % 7
 _LAGS = 6 + np.arange(7)[:, None] - np.arange(7)
 _PERMUTATION = np.array([3, 0, 4, 1, 2])
+_FIVE = np.arange(5)
 _SHUFFLES = np.stack([np.roll(np.arange(12).reshape(3, 4), (a, b), (0, 1)).ravel() for a in range(3) for b in range(4)])
 _SHUFFLES = _SHUFFLES.reshape(3, 4, 12)
 _ROTATIONS = np.stack([np.rot90(np.arange(9).reshape(3, 3), turn) for turn in range(4)])
@@ -179,6 +180,23 @@ _INDEXED: dict[str, tuple[Any, Any, str]] = {
         lambda x, w: x @ jnp.einsum("oi,pi->op", w, np.eye(5, dtype=np.float32)[_PERMUTATION]).T,
         _X,
         "o6 i5",
+    ),
+    "rows by a switch": (
+        lambda x, w: (
+            x @ w[jax.vmap(lambda i: lax.switch(i, [lambda i, k=k: 0 * i + k for k in _PERMUTATION], i))(_FIVE)]
+        ),
+        _X,
+        "i5 o6",
+    ),
+    "rows by a switch of many cases": (
+        lambda x, w: x @ w[jax.vmap(lambda i: lax.switch(i, [lambda k=k: k for k in range(70)]))(jnp.arange(70))],
+        x_(2, 70),
+        "i70 o6",
+    ),
+    "rows behind stop_gradient": (
+        lambda x, w: x @ w[lax.stop_gradient(jnp.arange(5.0)[::-1]).astype(int)],
+        _X,
+        "i5 o6",
     ),
     "rows by ix_": (lambda x, w: x @ w[np.ix_(_PERMUTATION, np.arange(6)[::-1])], _X, "i5 o6"),
     "rows by a mask": (
@@ -246,10 +264,20 @@ _INDEXED: dict[str, tuple[Any, Any, str]] = {
         "o6 i3 i3 i3",
     ),
 }
+# The numbers are those that XLA computes: here a row is not used, and one is used twice.
+_INEXACT: dict[str, Any] = {
+    "infinity": lambda n: jnp.clip(jnp.where(n == 0, (1 / n).astype(jnp.int32), n), 0, 8),
+    "below zero, unsigned": lambda n: (n.astype(jnp.float32) - 1).astype(jnp.uint32),
+    "a case outside": lambda n: lax.select_n(n, *(jnp.full(9, k) for k in range(8))),
+}
 INDEXED = [
     *spelled("circulant", _CIRCULANT, _RING, c=w("i7")),
     *spelled("block-circulant", _BLOCKS_OF_RING, x_(2, 7, 5), c=w("i7 i5 o6")),
     *(case(f"constant index: {name}", f, x, w=w(text)) for name, (f, x, text) in _INDEXED.items()),
+    *(
+        case(f"inexact index: {name}", lambda x, w, rows=rows: x @ w[rows(jnp.arange(9))], x_(2, 9), w=alone("9 6"))
+        for name, rows in _INEXACT.items()
+    ),
 ]
 
 
