@@ -441,6 +441,12 @@ def test_a_model_where_a_function_is_expected_is_one_sentence(make, kind, call):
     assert len(message) < 300
 
 
+@pytest.mark.parametrize("make", [lambda: eqx.nn.Linear(4, 3, key=KEY), lambda: nnx.Linear(4, 3, rngs=nnx.Rngs(0))])
+def test_a_model_behind_the_data_is_said_to_be_there(make):
+    with pytest.raises(ValueError, match="A model, Linear, comes behind the data: the first argument of fn must be"):
+        optax_gc.infer_axes(lambda model, x: jax.vmap(model)(x).sum(), jnp.ones((5, 4)), make())
+
+
 class Loss(eqx.Module):
     scale: float
 
