@@ -11,7 +11,7 @@ import numpy as np
 from optax_gc._infer._arrays import Axis, Dim, blank, size_of
 from optax_gc._infer._equation import Equation
 from optax_gc._infer._values import GONE, Level, Value
-from optax_gc._infer._views import Mark, Tier, Use, View, flatten
+from optax_gc._infer._views import Mark, Param, Tier, Use, View, flatten
 from optax_gc._infer._walk import Rule, Walk, unknown
 
 ACTS_AS_DATA = "acts as data"
@@ -62,6 +62,8 @@ def _contraction(
             placed = _placed(eqn, view, sides, k)
             if view.product:
                 grown = _same_einsum(walk, eqn, view, placed, sides[k], other)
+                if grown is None and other.level <= Level.NOISE and _mixes_outputs(walk, view, sides[k]):
+                    grown = placed
                 views += [grown] if grown else []
                 ended += [] if grown else [view]
                 if other.level > Level.WEIGHT and view.use and view.use.fixed:
@@ -92,7 +94,7 @@ def _contraction(
                         use=Use(walk.tier(view, other.level), walk.trail, fixed=fixed),
                     )
                 )
-        if other.level <= Level.NOISE:
+        if other.level == Level.CONST:
             views += walk.end(ended, eqn, eqn.out)
         else:
             walk.close(ended)
@@ -157,6 +159,14 @@ def _refusal(view: View, side: _Side) -> str:
     return ""
 
 
+def _mixes_outputs(walk: Walk, view: View, side: _Side) -> bool:
+    """Whether only outputs of a product are summed, and no parts side by side: its units stay what they are."""
+    gone = view.on(side.contracted) & view.varying()
+    parts = view.masks or view.holes or any(view.axes[t].padded for t in side.contracted)
+    known = isinstance(view.of, Param) and not view.lost and not walk.is_settled(view)
+    return known and not parts and gone.isdisjoint(view.shared.union(*(dims for _, dims in view.picks)))
+
+
 def _same_einsum(walk: Walk, eqn: Equation, view: View, placed: View, side: _Side, other: Value) -> View | None:
     """One `einsum` of several operands is one product, in whatever order sizes make it contract."""
     inputs = view.on(side.contracted) & view.varying()
@@ -213,7 +223,7 @@ def conv_general_dilated(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Seq
     out, *inputs = numbers.rhs_spec
     products = [view for view in data.views if view.product]
     views: list[View] = []
-    if kernel.level <= Level.NOISE:
+    if kernel.level == Level.CONST:
         views += walk.end(products, eqn, eqn.out)
     else:
         walk.close(products)
