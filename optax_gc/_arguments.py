@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -121,3 +121,11 @@ def check_call(fn: Any, params: Any) -> None:
             f"infer_axes got {kind}, {type(params).__name__}, where params are expected, and it holds none: write "
             f"{call}."
         )
+
+
+def misplaced_model(params: Any, args: Sequence[Any]) -> str:
+    """Returns what to add to a message where the model comes behind the data, and else nothing."""
+    late = next((arg for arg in args if _model_of(arg)), None)
+    if late is None or _model_of(params):
+        return ""
+    return f"\nA model, {type(late).__name__}, comes behind the data: the first argument of fn must be what is trained."

@@ -30,7 +30,7 @@ def last(seeds, column):
 
 def published(name):
     """Returns {arm: {column: text}} of the table of one experiment."""
-    text = (FOLDER / "results.md").read_text().partition(f"\n`{name}`: ")[2].partition("\n### ")[0]
+    text = (FOLDER / "results.md").read_text().partition(f"\n`{name}`: ")[2].partition("\n**")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     return {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[2:]}
 

@@ -261,13 +261,13 @@ def test_an_nnx_model_trains_with_its_plan():
         def __call__(self, x):
             return self.out(self.attention(x))
 
-    model = Model(nnx.Rngs(0))
+    model = nnx.jit(lambda: Model(nnx.Rngs(0)))()
     graph, params = nnx.split(model, nnx.Param)
     plan = infer_axes(lambda p, x: nnx.merge(graph, p)(x), params, spec(2, 5, 6))
     optimizer = nnx.Optimizer(model, optax.chain(gc(plan), optax.sgd(1.0)), wrt=nnx.Param)
     before = {name: np.asarray(leaf) for name, leaf in _named(nnx.state(model, nnx.Param)).items()}
     x = jax.random.normal(jax.random.key(1), (2, 5, 6))
-    gradient = nnx.grad(lambda m: (m(x) ** 2).sum())(model)
+    gradient = nnx.jit(nnx.grad(lambda m: (m(x) ** 2).sum()))(model)
     raw = _named(gradient)
     optimizer.update(model, gradient)
     for name, value in _named(nnx.state(model, nnx.Param)).items():
@@ -331,9 +331,9 @@ centered_einsum.defvjp(_forward, _backward)
 
 def test_projecting_over_the_inferred_axes_is_back_propagation_with_centered_inputs():
     shapes = {"query": (6, 2, 3), "out": (2, 3, 6), "experts": (4, 6, 5), "stack": (3, 5, 5), "stored": (7, 5)}
-    keys = jax.random.split(jax.random.key(0), len(shapes) + 1)
-    params = {n: jax.random.normal(k, s) for k, (n, s) in zip(keys[1:], shapes.items(), strict=True)}
-    x = jax.random.normal(keys[0], (8, 6))
+    rng = np.random.default_rng(0)
+    params = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+    x = jnp.asarray(rng.normal(size=(8, 6)), jnp.float32)
 
     def loss(params, x, einsum=jnp.einsum):
         h = jnp.tanh(einsum("bd,dhk->bhk", x, params["query"]))
@@ -350,8 +350,8 @@ def test_projecting_over_the_inferred_axes_is_back_propagation_with_centered_inp
         "stack": (1,),
         "stored": (1,),
     }
-    got, _ = gc(plan).update(jax.grad(loss)(params, x), optax.EmptyState())
-    want = jax.grad(functools.partial(loss, einsum=centered_einsum))(params, x)
+    got, _ = gc(plan).update(jax.jit(jax.grad(loss))(params, x), optax.EmptyState())
+    want = jax.jit(jax.grad(functools.partial(loss, einsum=centered_einsum)))(params, x)
     for name in shapes:
         np.testing.assert_allclose(got[name], want[name], rtol=2e-4, atol=2e-4 * np.abs(want[name]).max())
 
@@ -516,3 +516,27 @@ def test_a_reason_names_the_line_of_this_call_of_a_shared_helper():
     line = fn.__code__.co_firstlineno + 2
     plan = infer_axes(fn, spec(4, 4), spec(4, 4))
     assert plan.why[""] == f"enters sort at test_infer.py:{line}"
+
+
+def _kept(key):
+    return jax.random.bernoulli(key, 0.9, (6,)) / 0.9
+
+
+@pytest.mark.parametrize(
+    "drop",
+    [
+        lambda y, key: y * _kept(key),
+        lambda y, key: y / (1 + jax.random.uniform(key, (6,))),
+        lambda y, key: jnp.where(_kept(key) > 0, y, 0),
+        lambda y, key: y @ jax.random.normal(key, (6, 7)),
+    ],
+    ids=["product", "quotient", "where", "random projection"],
+)
+def test_noise_does_not_read_what_is_added_up_later(drop):
+    x, w = spec(4, 2, 5), spec(4, 5, 6)
+    alone = infer_axes(lambda w, x, key: drop(jnp.einsum("hti,hio->hto", x, w), key).sum(0), w, x, jax.random.key(0))
+    assert alone[""] is None
+    layers = infer_axes(
+        lambda w, x, key: drop(jnp.tanh(jnp.einsum("hti,hio->hto", x, w)), key).sum(0), w, x, jax.random.key(0)
+    )
+    assert layers[""] == WeightAxes((1,), (2,), (0,))

@@ -51,7 +51,7 @@ def guesses(params):
 
 
 def equinox(make):
-    return eqx.filter(make(KEY), eqx.is_array)
+    return eqx.filter(eqx.filter_eval_shape(make, KEY), lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
 
 
 def ensemble(make, members=3):
@@ -185,7 +185,7 @@ class LinenLayers(nn.Module):
 
 
 def test_the_layers_of_linen_are_known():
-    params = LinenLayers().init(KEY, jnp.ones((1, 5), int))["params"]
+    params = jax.eval_shape(LinenLayers().init, KEY, jnp.ones((1, 5), int))["params"]
     weights = {name: axes for name, axes in in_axes(params).items() if axes}
     assert weights == {
         "Conv_0/kernel": (0, 1, 2),
@@ -205,7 +205,7 @@ class NnxLayers(nnx.Module):
 
 
 def test_the_layers_of_nnx_are_known_with_all_that_the_model_holds():
-    model = NnxLayers(nnx.Rngs(0))
+    model = nnx.eval_shape(lambda: NnxLayers(nnx.Rngs(0)))
     for params in (nnx.state(model, nnx.Param), nnx.state(model)):
         weights = {name: axes for name, axes in in_axes(params).items() if axes}
         assert weights.pop("conv/kernel") == (0, 1, 2)
@@ -222,7 +222,7 @@ def haiku_layers(x):
 
 
 def test_the_layers_of_haiku_are_known():
-    params = hk.transform(haiku_layers).init(KEY, jnp.ones((1, 4, 4, 3)))
+    params = jax.eval_shape(hk.transform(haiku_layers).init, KEY, jnp.ones((1, 4, 4, 3)))
     weights = {name: axes for name, axes in in_axes(params).items() if axes}
     assert weights == {
         "conv2_d_transpose/w": (0, 1, 3),
@@ -342,7 +342,7 @@ class Norms(nn.Module):
 
 def test_biases_and_scales_of_stacked_layers_are_left_alone_and_the_stacked_kernel_is_a_guess():
     stack = nn.scan(Norms, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)()
-    params = stack.init(KEY, jnp.ones((1, 4)), None)["params"]
+    params = jax.eval_shape(lambda: stack.init(KEY, jnp.ones((1, 4)), None))["params"]
     assert params["Dense_0"]["bias"].shape == (3, 4)
     assert "of 'Dense_0/kernel'." in guesses(params)
 
@@ -439,6 +439,12 @@ def test_a_model_where_a_function_is_expected_is_one_sentence(make, kind, call):
     assert message.startswith(f"infer_axes got {kind}")
     assert call in message
     assert len(message) < 300
+
+
+@pytest.mark.parametrize("make", [lambda: eqx.nn.Linear(4, 3, key=KEY), lambda: nnx.Linear(4, 3, rngs=nnx.Rngs(0))])
+def test_a_model_behind_the_data_is_said_to_be_there(make):
+    with pytest.raises(ValueError, match="A model, Linear, comes behind the data: the first argument of fn must be"):
+        optax_gc.infer_axes(lambda model, x: jax.vmap(model)(x).sum(), jnp.ones((5, 4)), make())
 
 
 class Loss(eqx.Module):
@@ -610,12 +616,16 @@ def test_where_hands_weights_to_muons_adam():
     assert seen == {"body/kernel": WeightAxes(0, 1), "head/kernel": WeightAxes(0, 1)}
 
 
+def linen(layer):
+    return jax.eval_shape(layer.init, KEY, jnp.ones((1, 5, 5, 4)))["params"]
+
+
 @pytest.mark.parametrize(
     ("params", "depthwise"),
     [
-        (lambda: nn.Conv(4, (3, 3), feature_group_count=4).init(KEY, jnp.ones((1, 5, 5, 4)))["params"], True),
-        (lambda: nn.Conv(8, (3, 3), feature_group_count=2).init(KEY, jnp.ones((1, 5, 5, 4)))["params"], False),
-        (lambda: nn.Conv(8, (1, 1)).init(KEY, jnp.ones((1, 5, 5, 4)))["params"], False),
+        (lambda: linen(nn.Conv(4, (3, 3), feature_group_count=4)), True),
+        (lambda: linen(nn.Conv(8, (3, 3), feature_group_count=2)), False),
+        (lambda: linen(nn.Conv(8, (1, 1))), False),
         (lambda: equinox(lambda key: eqx.nn.Conv2d(4, 4, 3, groups=4, key=key)), True),
         (lambda: equinox(lambda key: eqx.nn.Conv2d(4, 4, 3, groups=2, key=key)), False),
         (lambda: equinox(lambda key: eqx.nn.Conv2d(4, 6, 1, key=key)), False),

@@ -41,7 +41,7 @@ TITLES = {
     "hazard-depthwise": "Fashion-MNIST, batch norm, depthwise",
 }
 STYLES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
-LOGARITHMIC = ("loss change", "gradient change", "drift")
+LOGARITHMIC = ("loss change", "gradient change")
 
 
 def interval(differences, digits):
@@ -49,12 +49,8 @@ def interval(differences, digits):
     mean = np.mean(differences)
     if len(differences) < 2:
         return f"{mean:+.{digits}f}"
-    half = half_width(differences)
+    half = scipy.stats.sem(differences) * scipy.stats.t.ppf(0.975, len(differences) - 1)
     return f"{mean:+.{digits}f} [{mean - half:+.{digits}f},{NBSP}{mean + half:+.{digits}f}]"
-
-
-def half_width(differences):
-    return scipy.stats.sem(differences) * scipy.stats.t.ppf(0.975, len(differences) - 1)
 
 
 class Results:
@@ -110,15 +106,6 @@ class Results:
         made = [*self.frame["device"].dropna().unique(), *self.frame["versions"].dropna().unique()]
         return f"{', '.join(facts)}. {'; '.join(made)}."
 
-    def summary(self):
-        """One row for the page that sums up."""
-        return {
-            "task": self.title,
-            "without": self.spread("none", "test", 2),
-            "with": self.difference("before", "test", 2),
-            "same loss": self.epochs_to_loss_of_none("before"),
-        }
-
     def table(self):
         """One row an arm."""
         test, digits = self.labels["test"], 3 if self.text else 2
@@ -164,7 +151,6 @@ def tables(results):
     """The tables of the report, by the name under which the documentation includes them."""
     trained = named(results, *TRAINED)
     made = {
-        "summary": pd.DataFrame([r.summary() for r in named(results, *TRAINED, "fine-tune", "hazard")]),
         "accuracy": across(trained, lambda r, arm: r.difference(arm, "test", 2)),
         "loss": across(trained, lambda r, arm: r.difference(arm, "loss", 3)),
         "epochs": across(trained, Results.epochs_to_loss_of_none),
@@ -172,7 +158,6 @@ def tables(results):
         "constraint": across(named(results, "constraint"), Results.drift),
         "constraint_accuracy": across(named(results, "constraint"), lambda r, arm: r.difference(arm, "test", 2)),
         "tuning": across(named(results, "fine-tune"), lambda r, arm: r.difference(arm, "test", 2)),
-        "tuning_loss": across(named(results, "fine-tune"), lambda r, arm: r.difference(arm, "loss", 3)),
         "hazards": across(named(results, "hazard"), lambda r, arm: r.difference(arm, "test", 2)),
     }
     smooth = [r for r in results if r.name in SMOOTHNESS]
@@ -181,7 +166,7 @@ def tables(results):
         keys = [r.title for r in smooth]
         made["smoothness"] = pd.concat(ratios, keys=keys, names=["task", "arm"]).reset_index()
     for r in named(results, "characters"):
-        made["characters"] = r.table().drop(columns=["seeds", "GC share"])
+        made["characters"] = r.table().drop(columns=["seeds", "epochs to none's last loss", "GC share"])
     return {name: table for name, table in made.items() if len(table)}
 
 
@@ -259,36 +244,6 @@ def by_layer(results, arm):
     return cells
 
 
-def overview(results):
-    """Draws the differences in test accuracy of every experiment, with their intervals."""
-    arms = ("before", "after", "conv only", "optax.centralize")
-
-    def draw(theme):
-        figure, axes = plt.subplots(figsize=(4.6, 0.75 * len(results) + 1), layout="constrained")
-        for number, arm in enumerate(arms):
-            has = [(place, r.minus_none(arm, "test")) for place, r in enumerate(results) if arm in r.arms]
-            axes.errorbar(
-                [np.mean(d) for _, d in has],
-                [place + 0.18 * (number - 1.5) for place, _ in has],
-                xerr=[half_width(d) if len(d) > 1 else 0 for _, d in has],
-                fmt="osD^"[number],
-                markersize=4,
-                capsize=2,
-                linewidth=1,
-                color=f"C{list(ARMS).index(arm)}",
-                label=arm,
-            )
-        axes.axvline(0, color=theme.faint, linewidth=1)
-        axes.set_yticks(range(len(results)), [r.title.replace(", ", "\n", 1) for r in results])
-        axes.set_ylim(len(results) - 0.5, -0.5)
-        axes.set_xlabel("points of test accuracy")
-        axes.grid(axis="x", alpha=0.3)
-        figure.legend(loc="outside upper center", ncols=2, fontsize="medium")
-        return figure
-
-    return draw
-
-
 def sections(tables):
     """Tables by name as Markdown, between the marks by which the pages include them."""
     texts = {name: table.to_markdown(index=False, disable_numparse=True) for name, table in tables.items()}
@@ -302,7 +257,7 @@ def report(out, pictures):
     parts.append("<!-- --8<-- [start:every] -->")
     for r in results:
         parts += [
-            f"### {r.title}",
+            f"**{r.title}**",
             f"`{r.name}`: {r.about()}",
             r.table().to_markdown(index=False, disable_numparse=True),
         ]
@@ -311,10 +266,9 @@ def report(out, pictures):
 
     pictures.mkdir(parents=True, exist_ok=True)
     smooth = [r for r in results if r.name in SMOOTHNESS]
-    figures = {"overview": overview(named(results, *TRAINED, "fine-tune", "hazard"))}
+    figures = {}
     for group in ("fashion", "cifar", "characters"):
         figures |= {f"{group}_{column}": panels(by_arm(named(results, group), column)) for column in ("loss", "test")}
-    figures["constraint_drift"] = panels(by_arm(named(results, "constraint"), "drift"))
     if smooth:
         figures |= {f"smoothness_{slope.replace(' ', '_')}": panels(by_arm(smooth, slope)) for slope in SLOPES}
         figures |= {f"layers_{arm}": panels(by_layer(smooth, arm)) for arm in ("none", "before")}

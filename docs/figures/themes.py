@@ -24,7 +24,7 @@ class Theme(NamedTuple):
 # Words have the colours of their curves, so each colour is readable on its paper.
 LIGHT_CURVES = "#0969da #bc4c00 #1a7f37 #cf222e #8250df #6a5500 #bf3989 #57606a #1b7c83 #24292f"
 DARK_CURVES = "#6cb6ff #f69d50 #6bc46d #f47067 #b083f0 #daaa3f #e275ad #909dab #39c5cf #cdd9e5"
-LIGHT = Theme("", "#ffffff", "#1f2328", "#8a8f98", "#1a7f37", "#c2410c", LIGHT_CURVES.split())
+LIGHT = Theme("", "#ffffff", "#1f2328", "#656d76", "#1a7f37", "#c2410c", LIGHT_CURVES.split())
 DARK = Theme("_dark", "#1e2129", "#e2e4e9", "#868c99", "#57c777", "#f2914e", DARK_CURVES.split())
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 
-from optax_gc._arguments import check_call
+from optax_gc._arguments import check_call, misplaced_model
 from optax_gc._axes import ParamAxes, PyTree, WeightAxes, named_leaves
 from optax_gc._infer import _devices, _loops, _maths, _pieces, _products
 from optax_gc._infer._arrays import LIMIT
@@ -27,10 +27,11 @@ def infer_axes(fn: Callable[..., Any], params: PyTree, *args: Any, **kwargs: Any
     """Reads the axes of every weight off the computation that uses it.
 
     The natural call is the loss that is there already: `infer_axes(loss_fn, model, *batch)` for a Flax NNX or Equinox
-    model, `infer_axes(model.apply, params, x)` for Linen and Haiku. The function is traced on abstract values, so that
-    no array is allocated and nothing is computed, and each parameter is followed to where it meets the data. What is
-    contracted is input, what is shared with the data is batch, the rest is output. What is no weight (biases, scales,
-    lookup tables) and what cannot be settled is left alone; `print(plan)` says why.
+    model, `infer_axes(model.apply, params, x)` for Haiku. The `apply` of Linen takes a dict of collections, so there
+    it is `infer_axes(lambda params, x: model.apply({"params": params}, x), params, x)`. The function is traced on
+    abstract values, so that no array is allocated and nothing is computed, and each parameter is followed to where it
+    meets the data. What is contracted is input, what is shared with the data is batch, the rest is output. What is no
+    weight (biases, scales, lookup tables) and what cannot be settled is left alone; `print(plan)` says why.
 
     Args:
       fn: the forward pass or the loss, called as `fn(params, *args, **kwargs)`; results but arrays are dropped.
@@ -80,6 +81,7 @@ def infer_axes(fn: Callable[..., Any], params: PyTree, *args: Any, **kwargs: Any
             f"infer_axes could not trace fn: {type(error).__name__}: {_shortened(str(error))}\n"
             "fn is called as fn(params, *args, **kwargs) on abstract arrays, as under jax.jit: arrays must have the "
             "shapes that fn expects, and what must stay a Python value (flags, strings) must not be an array."
+            + misplaced_model(params, args)
         ) from error
 
     params_ = {leaves[i][0]: Param(n, tuple(leaves[i][1].shape)) for n, i in enumerate(arrays)}
@@ -97,8 +99,8 @@ def infer_axes(fn: Callable[..., Any], params: PyTree, *args: Any, **kwargs: Any
         walk.close(met)
     if not _depends(jaxpr.jaxpr, len(weights)):
         raise ValueError(
-            "nothing that fn returns depends on the params. fn must compute from its first argument; found "
-            f"{len(results)} results of {len(params_)} params. Return the model's output or the loss."
+            "nothing that fn returns depends on the params. fn must compute from its first argument, and return the "
+            f"model's output or the loss. Params: {len(params_)}; results that are arrays: {len(results)}."
         )
     returned = {view.of for value in results for view in value.views}
     votes, where = votes_of(walk), functools.partial(source_line, fn=fn)

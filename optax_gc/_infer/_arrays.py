@@ -50,6 +50,8 @@ class Named(NamedTuple):
 
     def over(self, dims: Sequence[Dim]) -> np.ndarray:
         """The array with exactly these dims in this order; where it does not vary, it is broadcast."""
+        if self.dims == tuple(dims):
+            return self.data
         return np.broadcast_to(self.sparse(dims), [dim.size for dim in dims])
 
     def sparse(self, dims: Sequence[Dim]) -> np.ndarray:

@@ -14,11 +14,30 @@ import numpy as np
 from optax_gc._infer._arrays import LIMIT, Dim, Dims, UnfollowedError, in_order, size_of
 from optax_gc._infer._names import ELEMENTWISE, FOLDED, LAYOUT, NONLINEAR, REDUCTIONS, SAME
 
+
+def _div(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Integers are divided towards zero, and by zero without a word."""
+    return np.where(b == 0, ~np.zeros_like(a), (a - np.fmod(a, b)) // b) if a.dtype.kind in "iu" else a / b
+
+
+def _rem(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.where((b == 0) & (a.dtype.kind in "iu"), a, np.fmod(a, b))
+
+
+def _select(which: np.ndarray, *cases: np.ndarray) -> np.ndarray:
+    """An index outside means the nearest case."""
+    which = np.broadcast_to(np.clip(which.astype(int), 0, len(cases) - 1), cases[0].shape)
+    return np.take_along_axis(np.stack(cases), which[None], 0)[0]
+
+
 # What NumPy folds needs no compilation.
 ON_NUMBERS: dict[str, Callable[..., Any]] = {
     "add": np.add,
     "sub": np.subtract,
     "mul": np.multiply,
+    "div": _div,
+    "rem": _rem,
+    "sign": np.sign,
     "max": np.maximum,
     "min": np.minimum,
     "neg": np.negative,
@@ -31,11 +50,12 @@ ON_NUMBERS: dict[str, Callable[..., Any]] = {
     "and": np.bitwise_and,
     "or": np.bitwise_or,
     "convert_element_type": lambda value: value,
-    "select_n": lambda which, *cases: np.choose(which, cases),
+    "stop_gradient": lambda value: value,
+    "select_n": _select,
 }
 _FOLDABLE = frozenset({*ON_NUMBERS, *ELEMENTWISE, *SAME, *LAYOUT, *REDUCTIONS, *NONLINEAR, *FOLDED})
 _KINDS = "iubf"
-_CHEAP = frozenset({*ON_NUMBERS, "iota", "broadcast_in_dim", "squeeze", "expand_dims"})
+_CHEAP = frozenset({*ON_NUMBERS, "iota", "broadcast_in_dim", "squeeze", "expand_dims", "concatenate"})
 # Each level is a call, and Python's stack is finite.
 _DEPTH = 200
 
@@ -90,8 +110,8 @@ def numbers_of(array: Any) -> np.ndarray:
     raise UnfollowedError("is indexed by an array that is elsewhere")
 
 
-def literal(value: Any) -> Constant:
-    return Constant(lambda _: numbers_of(value))
+def literal(value: Any, dtype: Any = None) -> Constant:
+    return Constant(lambda _: np.asarray(numbers_of(value), dtype))
 
 
 def step_of(loop: Dim) -> Constant:
@@ -113,11 +133,16 @@ def fold(eqn: Any, values: Iterable[np.ndarray], result: int = 0) -> np.ndarray:
     values, aval, name, params = list(values), eqn.outvars[result].aval, eqn.primitive.name, eqn.params
     if math.prod(aval.shape) > LIMIT:
         raise UnfollowedError("is indexed by a large constant")
-    if name in ON_NUMBERS and all(value.dtype.kind in _KINDS for value in values):
-        return np.broadcast_to(ON_NUMBERS[name](*values), aval.shape).astype(aval.dtype)
+    # Out of range, XLA saturates.
+    saturates = name == "convert_element_type" and values[0].dtype.kind == "f" and aval.dtype.kind in "iu"
+    if name in ON_NUMBERS and all(value.dtype.kind in _KINDS for value in values) and not saturates:
+        with np.errstate(all="ignore"):
+            return np.broadcast_to(ON_NUMBERS[name](*values), aval.shape).astype(aval.dtype)
+    if name == "concatenate":
+        return np.concatenate(values, params["dimension"])
     if name == "iota":
         return np.broadcast_to(np.indices(aval.shape, aval.dtype, True)[params["dimension"]], aval.shape)
-    if name in ("squeeze", "expand_dims"):
+    if name in ("squeeze", "expand_dims") or (name == "reshape" and params["dimensions"] is None):
         return values[0].reshape(aval.shape)
     if name == "broadcast_in_dim":
         shape = [1] * len(aval.shape)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from optax_gc._infer._arrays import Axis, Dim, Dims, UnfollowedError, size_of
 from optax_gc._infer._constants import step_of
-from optax_gc._infer._equation import Equation, open_jaxpr, shape_of
+from optax_gc._infer._equation import Equation
+from optax_gc._infer._maths import summed_up
 from optax_gc._infer._values import Level, Value
 from optax_gc._infer._views import View, drop, flatten
 from optax_gc._infer._walk import Rule, Walk
@@ -19,11 +20,10 @@ def shard_map(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value
     outer = walk.blocks
     walk.blocks = {**{name: Dim(size) for name, size in eqn["mesh"].shape.items()}, **outer}
     try:
-        inside = []
-        for value, spec, var in zip(ins, eqn["in_specs"], open_jaxpr(eqn["jaxpr"]).invars, strict=True):
-            products = walk.end([view for view in value.views if view.product], eqn, shape_of(var))
-            weights = [_along(walk, view, spec, _cut) for view in value.views if not view.product]
-            inside.append(dataclasses.replace(value, views=(*weights, *products), known=None))
+        inside = [
+            dataclasses.replace(v, views=tuple(_along(walk, view, spec, _cut) for view in v.views), known=None)
+            for v, spec in zip(ins, eqn["in_specs"], strict=True)
+        ]
         outs = zip(walk.jaxpr(eqn["jaxpr"], inside), eqn["out_specs"], strict=True)
         return [Value(v.level, tuple(_along(walk, view, spec, _put_back) for view in v.views)) for v, spec in outs]
     finally:
@@ -58,25 +58,29 @@ def _blocks(walk: Walk, names: Any) -> Dims:
     return tuple(walk.blocks[name] for name in names)
 
 
-def _summed(view: View, blocks: Dims) -> View:
+def _summed(walk: Walk, view: View, blocks: Dims) -> Iterator[View]:
     """The blocks are summed, under names of their own: the devices may hold other blocks later."""
-    renamed = {block: Dim(block.size) for block in blocks if block in view.varying()}
-    if renamed and not view.product:
-        view = view.replace(bad=view.bad or "added up over devices")
-    view = view.rename(renamed)
-    return view.replace(summed=view.summed | set(renamed.values()))
+    own = {block: Dim(block.size) for block in blocks if block in view.varying()}
+    gone = set(own.values())
+    view = view.rename(own)
+    if own and not view.product:
+        yield view.replace(bad=view.bad or "added up over devices", summed=view.summed | gone)
+    elif own and view.use and view.use.steps.isdisjoint(own):
+        yield from summed_up(walk, view, view, gone)
+    else:
+        yield view.replace(summed=view.summed | gone)
 
 
 def psum(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """A sum over devices: their blocks are summed."""
     blocks = _blocks(walk, eqn["axes"])
-    return [Value(value.level, tuple(_summed(view, blocks) for view in value.views)) for value in ins]
+    return [Value(v.level, tuple(found for view in v.views for found in _summed(walk, view, blocks))) for v in ins]
 
 
 def reduce_scatter(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """A sum over devices, of which each keeps its block."""
     blocks, t = _blocks(walk, eqn["axis_name"]), eqn["scatter_dimension"]
-    views = [_cut(_summed(view, blocks), t, blocks) for view in ins[0].views]
+    views = [_cut(found, t, blocks) for view in ins[0].views for found in _summed(walk, view, blocks)]
     return [Value(ins[0].level, tuple(view if eqn["tiled"] else drop(view, t) for view in views))]
 
 

@@ -17,15 +17,24 @@ from optax_gc._infer._values import GONE, NOTHING, Facts, Level, Value
 from optax_gc._infer._views import Mark, View
 
 _ARITHMETIC = frozenset({*ELEMENTWISE, "add", "sub", "mul", "div", "select_n"})
+_KEEP_ZERO = frozenset({"abs", "sign", "div", "sqrt", "square", "integer_pow", "floor", "ceil", "round"})
+_WITH_ZERO = frozenset({"add", "sub", "max", "min", "or"})  # zero beside zero, and with zero they keep that
 _PARTS = frozenset({"dynamic_slice", "split"})
 _SOURCES = frozenset({"broadcast_in_dim", "iota"})
+_JOINS = frozenset({"concatenate", "stack"})
+_SCATTERS = frozenset({"scatter", "scatter-add"})
+_FOLLOWED = frozenset({*_ARITHMETIC, *SAME, *MOVES, *_PARTS, *_JOINS, *_SCATTERS, "stop_gradient", "unstack", "gather"})
+
+
+def may_have_facts(eqn: Any, ins: Sequence[Value]) -> bool:
+    """Whether an equation may have facts: cheaper than to find them."""
+    name = eqn.primitive.name
+    return name in _SOURCES or (name in _FOLLOWED and any(value.told is not NOTHING for value in ins))
 
 
 def facts_after(eqn: Any, ins: Sequence[Value], result: int) -> Facts:
     """What is known of a result of an equation."""
     name = eqn.primitive.name
-    if name not in _SOURCES and all(value.facts is NOTHING for value in ins):
-        return NOTHING
     first = ins[0].facts if ins else NOTHING
     out = shape_of(eqn.outvars[result])
     if name in SAME or name == "stop_gradient":
@@ -38,21 +47,21 @@ def facts_after(eqn: Any, ins: Sequence[Value], result: int) -> Facts:
         every, along = frozenset(range(len(out))), frozenset([eqn.params["dimension"]])
         return Facts(flat=every - along, distinct=along)
     if name in _PARTS:
-        return Facts(first.flat, _gone(first))
+        return Facts(first.flat, first.hot | _gone(first), zero=first.zero)
     if name == "unstack":
         return first.shifted(eqn.params["axis"], -1)
-    if name in ("concatenate", "stack"):
+    if name in _JOINS:
         facts = [v.facts if name == "concatenate" else v.facts.shifted(eqn.params["axis"], 1) for v in ins]
         hots = [fact.hot for fact in facts if not fact.zero]
-        return Facts(hot=frozenset.intersection(*hots) if hots else frozenset())
-    if name in ("scatter", "scatter-add") and first.zero and ins[2].level == Level.CONST:
+        return Facts(hot=frozenset.intersection(*hots) if hots else frozenset(), zero=not hots)
+    if name in _SCATTERS and first.zero and ins[2].level == Level.CONST:
         return Facts(hot=frozenset(eqn.params["dimension_numbers"].scatter_dims_to_operand_dims))
     if name == "gather":
         numbers = eqn.params["dimension_numbers"]
         gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
         kept = [t for t in range(len(shape_of(eqn.invars[0]))) if t not in gone]
         hot = {o for o, t in zip(numbers.offset_dims, kept, strict=True) if t in first.hot}
-        return Facts(hot=_gone(first) | hot)
+        return Facts(hot=_gone(first) | hot, zero=first.zero)
     return NOTHING
 
 
@@ -73,17 +82,18 @@ def _arithmetic(name: str, facts: list[Facts]) -> Facts:
     # Numbers of which no two are equal, and a number that is the same for all of them.
     once = (a.distinct & b.flat) | (b.distinct & a.flat)
     if name in ("mul", "and"):
-        return Facts(flat, a.hot | b.hot)
-    if name == "div":
-        return Facts(flat, a.hot)
+        return Facts(flat, a.hot | b.hot, zero=a.zero or b.zero)
+    if name in _KEEP_ZERO:
+        return Facts(flat, a.hot, zero=a.zero)
+    if name in _WITH_ZERO:
+        hot = a.hot if b.zero else b.hot if a.zero else frozenset[int]()
+        return Facts(flat, hot, distinct=once if name in ("add", "sub") else frozenset(), zero=a.zero and b.zero)
     if name == "not":
         return Facts(flat, a.cold, a.hot)
     if name == "eq":
         return Facts(flat, once)
     if name == "ne":
         return Facts(flat, cold=once)
-    if name in ("add", "sub"):
-        return Facts(flat, distinct=once)
     if name == "select_n":
         some = [case.hot for case in facts[1:] if not case.zero]
         hot = some[0] if len(some) == 1 else frozenset[int]()

@@ -38,9 +38,11 @@ class _Set(NamedTuple):
 
 def _set_of(positions: np.ndarray) -> _Set:
     """The set of positions that are in order."""
-    positions = positions[np.diff(positions, prepend=-1) != 0]
     first, last = int(positions[0]), int(positions[-1])
-    return _Set(range(first, last + 1) if last - first < len(positions) else tuple(positions.tolist()))
+    new = positions[1:] != positions[:-1]
+    if last - first == np.count_nonzero(new):
+        return _Set(range(first, last + 1))
+    return _Set((first, *positions[1:][new].tolist()))
 
 
 class _Kept(NamedTuple):
@@ -225,8 +227,10 @@ def _box(view: View) -> tuple[_Set | _Kept, ...] | None:
         elif any(owners[dim] > 1 for dim in summed):
             return None
         else:
-            rows = np.sort(coord.table(kept, summed), 1)
-            if (rows != rows[:1]).any():
+            rows = coord.table(kept, summed)
+            if (rows[:, 1:] < rows[:, :-1]).any():
+                rows = np.sort(rows, 1)
+            if (rows[1:] != rows[:1]).any():
                 return None
             roles.append(_set_of(rows[0]))
     return tuple(roles)

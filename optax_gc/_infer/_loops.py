@@ -22,7 +22,7 @@ from optax_gc._infer._walk import Rule, Walk
 
 # Steps of a loop whose counter is run to see what it counts.
 _STEPS = 4096
-MOVES = "moves in a loop that adds it up"
+MOVES = "moves in what a loop carries"
 _COMPARISONS = frozenset({"lt", "le", "gt", "ge", "ne"})
 
 
@@ -87,7 +87,7 @@ def _stacked(value: Value, step: Dim) -> Value:
             views.append(view.replace(axes=(Axis((step,)), *view.axes)))
         else:
             views.append(view.replace(axes=(blank(step.size), *view.axes)))
-    return Value(value.level, tuple(views), facts=value.facts.shifted(0, 1), hidden=value.hidden)
+    return Value(value.level, tuple(views), told=value.facts.shifted(0, 1), hidden=value.hidden)
 
 
 def while_loop(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
@@ -148,7 +148,7 @@ def _counted(body: Any, n_consts: int, i: int, start: Constant) -> Iterator[np.n
             yield value
             env = {var: value}
             for eqn in reversed(eqns):
-                numbers = [np.asarray(a.val) if type(a) is jex.Literal else env[a] for a in eqn.invars]
+                numbers = [np.asarray(a.val, a.aval.dtype) if type(a) is jex.Literal else env[a] for a in eqn.invars]
                 env[eqn.outvars[0]] = fold(eqn, numbers)
             value = env[out]
 

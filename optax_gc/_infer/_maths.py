@@ -89,7 +89,7 @@ def mul(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
         b = Value(b.level)
     views: list[View] = []
     for value, other, shape, other_shape in ((a, b, *eqn.shapes), (b, a, *reversed(eqn.shapes))):
-        if value.level == Level.DATA and other.level != Level.CONST:
+        if value.level == Level.DATA and other.level > Level.NOISE:
             walk.close(value.views)
         elif has_met_data(other):
             views += _scaled(walk, eqn, value, other, shape, other_shape)
@@ -231,7 +231,7 @@ def _reduced(walk: Walk, view: View, axes: set[int]) -> Iterator[View]:
     if not gone:
         yield rest
     elif view.product:
-        yield from _summed_up(walk, view, rest, gone)
+        yield from summed_up(walk, view, rest, gone)
     else:
         parts = any(view.axes[t].padded for t in axes)
         if view.bent or parts or not gone <= view.scaled or not rest.spans():
@@ -241,7 +241,7 @@ def _reduced(walk: Walk, view: View, axes: set[int]) -> Iterator[View]:
             yield walk.start(rest, summed=view.summed | gone, shared=view.shared | (view.scaled - gone))
 
 
-def _summed_up(walk: Walk, view: View, rest: View, gone: set[Dim]) -> Iterator[View]:
+def summed_up(walk: Walk, view: View, rest: View, gone: set[Dim]) -> Iterator[View]:
     """A product is summed over some of its dims. Its outputs only leave the axes: the units stay what they are."""
     big = {dim for dim in gone if dim.size > 1}
     chosen = {dim for _, dims in view.picks for dim in dims}

@@ -10,7 +10,7 @@ import numpy as np
 from optax_gc._infer._arrays import Axis, Dim, blank, size_of
 from optax_gc._infer._equation import Equation
 from optax_gc._infer._values import GONE, Level, Value
-from optax_gc._infer._views import Tier, Use, View, flatten
+from optax_gc._infer._views import Param, Tier, Use, View, flatten
 from optax_gc._infer._walk import Rule, Walk, unknown
 
 ACTS_AS_DATA = "acts as data"
@@ -61,6 +61,8 @@ def _contraction(
             placed = _placed(eqn, view, sides, k)
             if view.product:
                 grown = _same_einsum(walk, eqn, view, placed, sides[k], other)
+                if grown is None and other.level <= Level.NOISE and _mixes_outputs(walk, view, sides[k]):
+                    grown = placed
                 views += [grown] if grown else []
                 ended += [] if grown else [view]
                 if other.level > Level.WEIGHT and view.use and view.use.fixed:
@@ -152,6 +154,14 @@ def _refusal(view: View, side: _Side) -> str:
     if wide and view.on(side.free).isdisjoint(view.varying()):
         return "spread over units that share it"
     return ""
+
+
+def _mixes_outputs(walk: Walk, view: View, side: _Side) -> bool:
+    """Whether only outputs of a product are summed, and no parts side by side: its units stay what they are."""
+    gone = view.on(side.contracted) & view.varying()
+    parts = view.masks or view.holes or any(view.axes[t].padded for t in side.contracted)
+    known = isinstance(view.of, Param) and not view.lost and not walk.is_settled(view)
+    return known and not parts and gone.isdisjoint(view.shared.union(*(dims for _, dims in view.picks)))
 
 
 def _same_einsum(walk: Walk, eqn: Equation, view: View, placed: View, side: _Side, other: Value) -> View | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -43,6 +43,8 @@ class Facts:
 
     def shifted(self, axis: int, by: int) -> Facts:
         """The facts of a value that has an axis less (`by=-1`), or more, at a place."""
+        if self == NOTHING:
+            return NOTHING
 
         def move(axes: frozenset[int]) -> frozenset[int]:
             return frozenset(GONE if by < 0 and t == axis else t + by if t >= axis else t for t in axes)
@@ -52,10 +54,13 @@ class Facts:
 
 
 NOTHING = Facts()
+ZERO = Facts(zero=True)
 
 
 def facts_of(array: Any) -> Facts:
     """What the numbers of a constant say, if they are not too many to look at."""
+    if isinstance(array, int | float | complex | np.generic):
+        return NOTHING if array else ZERO
     if np.size(array) > LIMIT or jnp.issubdtype(getattr(array, "dtype", np.float32), jax.dtypes.extended):
         return NOTHING
     try:
@@ -74,8 +79,21 @@ class Value:
     level: Level
     views: tuple[View, ...] = ()
     known: Constant | None = None
-    facts: Facts = NOTHING
+    told: Facts | Callable[[], Facts] = NOTHING  # or how to find them: few are ever asked for
     hidden: frozenset[Param | Mark] = frozenset()  # what a weight is made of besides its views
+    waiting: int = 0  # values in a row whose facts are still to be found
+
+    @functools.cached_property
+    def facts(self) -> Facts:
+        return self.told() if callable(self.told) else self.told
+
+    def telling(self, **changes: Any) -> Value:
+        """The same value with something else to tell: what is cached of its views stays."""
+        value = object.__new__(Value)
+        value.__dict__.update(self.__dict__)
+        value.__dict__.pop("facts", None)
+        value.__dict__.update(changes)
+        return value
 
     # Kept with the value, so that adding up many of them looks at each view once.
     @functools.cached_property

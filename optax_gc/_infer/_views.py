@@ -174,13 +174,11 @@ def same(a: View, b: View) -> bool:
 
 def by_place(view: View, places: dict[tuple[int, int], Dim]) -> View:
     """Names the dims of each axis by its place, so that views of one value can be compared."""
-    for t in range(len(view.axes)):
-        if not view.varying().isdisjoint(view.axes[t].dims):
-            view = flatten(view, t, pad=False)
-            axis = view.axes[t]
-            place = places.setdefault((t, axis.inner), Dim(axis.inner))
-            view = view.rename({axis.dims[0]: place})
-    return view
+    on = [t for t, axis in enumerate(view.axes) if not view.varying().isdisjoint(axis.dims)]
+    for t in on:
+        view = flatten(view, t, pad=False)
+    inner = {t: view.axes[t].dims[0] for t in on}
+    return view.rename({dim: places.setdefault((t, dim.size), Dim(dim.size)) for t, dim in inner.items()})
 
 
 # Layout is indexing: an axis is cut, padded, flattened or reshaped by indexing the arrays behind it.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import collections
-import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,9 +13,9 @@ import jax.extend.core as jex
 from optax_gc._infer._arrays import Dim, UnfollowedError, blank
 from optax_gc._infer._constants import folded, literal
 from optax_gc._infer._equation import Equation, Shape, open_jaxpr
-from optax_gc._infer._facts import facts_after
+from optax_gc._infer._facts import facts_after, may_have_facts
 from optax_gc._infer._names import ALWAYS
-from optax_gc._infer._values import NOTHING, Level, Value, facts_of, level_of
+from optax_gc._infer._values import Level, Value, facts_of, level_of
 from optax_gc._infer._views import Mark, Param, Tier, Use, View
 
 Rule = Callable[["Walk", Equation, Sequence[Value]], Sequence[Value]]
@@ -40,6 +40,8 @@ class Group:
 
 
 ELEMENT = "meets the data elementwise"
+# Each value whose facts wait for those of others is a call, and Python's stack is finite.
+_DEPTH = 50
 UNFINISHED = "added to what an operation that is not followed made of it"
 
 
@@ -73,12 +75,12 @@ class Walk:
         jaxpr = open_jaxpr(jaxpr)
         env: dict[Any, Value] = {}
         for var, const in zip(jaxpr.constvars, consts, strict=True):
-            env[var] = Value(self.captured, known=literal(const), facts=facts_of(const))
+            env[var] = Value(self.captured, known=literal(const), told=functools.partial(facts_of, const))
         env.update(zip(jaxpr.invars, ins, strict=True))
 
         def read(atom: Any) -> Value:
             if type(atom) is jex.Literal:
-                return Value(Level.CONST, known=literal(atom.val), facts=facts_of(atom.val))
+                return Value(Level.CONST, known=literal(atom.val, atom.aval.dtype), told=facts_of(atom.val))
             return env[atom]
 
         outside, self.eqns = self.eqns, jaxpr.eqns
@@ -244,16 +246,14 @@ class Walk:
 
 def _told(eqn: Any, ins: Sequence[Value], out: Value, result: int) -> Value:
     """A result with what its rule does not say: facts, and params that left no view."""
-    facts = facts_after(eqn, ins, result)
-    sources: frozenset[Any] = frozenset()
-    if out.level == Level.WEIGHT:
-        sources = sources.union(*(value.sources | value.hidden for value in ins)) - out.sources
-    if facts == NOTHING and not sources:
-        return out
-    # What is cached of the views stays.
-    told = copy.copy(out)
-    told.facts, told.hidden = facts, sources
-    return told
+    changes: dict[str, Any] = {}
+    if may_have_facts(eqn, ins):
+        find = functools.partial(facts_after, eqn, ins, result)
+        waiting = 1 + max((value.waiting for value in ins), default=0)
+        changes = {"told": find, "waiting": waiting} if waiting < _DEPTH else {"told": find()}
+    if out.level == Level.WEIGHT and any(value.views or value.hidden for value in ins):
+        changes["hidden"] = frozenset[Any]().union(*(value.sources | value.hidden for value in ins)) - out.sources
+    return out.telling(**changes) if changes else out
 
 
 def without_views(eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:

@@ -57,8 +57,18 @@ _HOT = {
     "masked by and": lambda t: jnp.float32(_eq(t) & (t > 0)[..., None]),
     "scaled": lambda t: _hot(t) * np.sqrt(5),
     "divided": lambda t: _hot(t) / 2,
+    "rectified": lambda t: jax.nn.relu(_hot(t)),
+    "absolute": lambda t: jnp.abs(_hot(t)),
+    "rounded root": lambda t: jnp.round(jnp.sqrt(_hot(t))),
+    "added to zeros": lambda t: jnp.zeros((2, 7, V)) + _hot(t),
+    "joined to zeros": lambda t: jnp.concatenate([_hot(t, V - 2), jnp.zeros((2, 7, 1)), jnp.zeros((2, 7, 1))], -1),
+    "set in joined zeros": lambda t: (
+        jnp.concatenate([jnp.zeros((7, 2, V)) * 2.0] * 2)[:7]
+        .at[jnp.arange(7)[:, None], jnp.arange(2), t.T]
+        .set(1.0)
+        .swapaxes(0, 1)
+    ),
     "joined classes": lambda t: jnp.concatenate([_hot(t, 5), _hot(t - 5, 7)], -1),
-    "joined to zeros": lambda t: jnp.concatenate([_hot(t, V - 2), jnp.zeros((2, 7, 2))], -1),
     "joined to nothing": lambda t: jnp.concatenate([_hot(t)[:, :0], _hot(t)], 1),
     "joined positions": lambda t: jnp.concatenate([_hot(t[:, :3]), _hot(t[:, 3:])], 1),
     "stacked positions": lambda t: jnp.stack([_hot(t[:, n]) for n in range(7)], 1),
@@ -103,6 +113,10 @@ _LOOKUPS = {
     "row by row, unstacked": lambda h, e: sum(
         h[..., None] * e for h, e in zip(jnp.unstack(h, axis=-1), e, strict=True)
     ),
+    "row by row, taken": lambda h, e: sum(jnp.take(h, n, axis=-1)[..., None] * e[n] for n in range(V)),
+    "row by row, vmapped": lambda h, e: jax.vmap(lambda n, e: jnp.take(h, n, axis=-1)[..., None] * e)(
+        jnp.arange(V), e
+    ).sum(0),
     "row by row": lambda h, e: lax.fori_loop(0, V, lambda n, y: y + h[..., n, None] * e[n], jnp.zeros((2, 7, 4))),
 }
 _TABLE = {"e": alone("12 4"), "w": w("i4 o6")}
@@ -148,6 +162,7 @@ _NO_LOOKUPS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 _TURNS = (np.arange(7)[:, None] - np.arange(7)) % 7
 _LAGS = 6 + np.arange(7)[:, None] - np.arange(7)
 _PERMUTATION = np.array([3, 0, 4, 1, 2])
+_FIVE = np.arange(5)
 _SHUFFLES = np.stack([np.roll(np.arange(12).reshape(3, 4), (a, b), (0, 1)).ravel() for a in range(3) for b in range(4)])
 _SHUFFLES = _SHUFFLES.reshape(3, 4, 12)
 _ROTATIONS = np.stack([np.rot90(np.arange(9).reshape(3, 3), turn) for turn in range(4)])
@@ -187,6 +202,23 @@ _INDEXED: dict[str, tuple[Any, Any, str]] = {
         lambda x, w: x @ jnp.einsum("oi,pi->op", w, np.eye(5, dtype=np.float32)[_PERMUTATION]).T,
         _X,
         "o6 i5",
+    ),
+    "rows by a switch": (
+        lambda x, w: (
+            x @ w[jax.vmap(lambda i: lax.switch(i, [lambda i, k=k: 0 * i + k for k in _PERMUTATION], i))(_FIVE)]
+        ),
+        _X,
+        "i5 o6",
+    ),
+    "rows by a switch of many cases": (
+        lambda x, w: x @ w[jax.vmap(lambda i: lax.switch(i, [lambda k=k: k for k in range(70)]))(jnp.arange(70))],
+        x_(2, 70),
+        "i70 o6",
+    ),
+    "rows behind stop_gradient": (
+        lambda x, w: x @ w[lax.stop_gradient(jnp.arange(5.0)[::-1]).astype(int)],
+        _X,
+        "i5 o6",
     ),
     "rows by ix_": (lambda x, w: x @ w[np.ix_(_PERMUTATION, np.arange(6)[::-1])], _X, "i5 o6"),
     "rows by a mask": (
@@ -282,10 +314,20 @@ _INDEXED: dict[str, tuple[Any, Any, str]] = {
         "o6 i3 i3 i3",
     ),
 }
+# The numbers are those that XLA computes: here a row is not used, and one is used twice.
+_INEXACT: dict[str, Any] = {
+    "infinity": lambda n: jnp.clip(jnp.where(n == 0, (1 / n).astype(jnp.int32), n), 0, 8),
+    "below zero, unsigned": lambda n: (n.astype(jnp.float32) - 1).astype(jnp.uint32),
+    "a case outside": lambda n: lax.select_n(n, *(jnp.full(9, k) for k in range(8))),
+}
 INDEXED = [
     *spelled("circulant", _CIRCULANT, _RING, c=w("i7")),
     *spelled("block-circulant", _BLOCKS_OF_RING, x_(2, 7, 5), c=w("i7 i5 o6")),
     *(case(f"constant index: {name}", f, x, w=w(text)) for name, (f, x, text) in _INDEXED.items()),
+    *(
+        case(f"inexact index: {name}", lambda x, w, rows=rows: x @ w[rows(jnp.arange(9))], x_(2, 9), w=alone("9 6"))
+        for name, rows in _INEXACT.items()
+    ),
 ]
 
 

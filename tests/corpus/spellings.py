@@ -156,6 +156,8 @@ _CHUNKED_OUT = {
     ),
     "a unit at a time": lambda x, w: lax.map(lambda i: tanh(x @ w[:, i]), jnp.arange(20)),
     "mesh": lambda x, w: sharded(dense, (P(), P(None, "model")), P(None, "model"))(x, w),
+    "read in a mesh": lambda x, w: sharded(tanh, P(None, "model"), P(None, "model"))(x @ w),
+    "outputs added up over a mesh": lambda x, w: sharded(lambda y: lax.psum(y, "model"), P(None, "model"), P())(x @ w),
 }
 
 # Over a mesh of two devices.
@@ -317,6 +319,12 @@ def _layers_gathered(x: jax.Array, w: dict[str, jax.Array]) -> jax.Array:
 
 _RESIDUALS |= {
     "loop over meshes": _mesh_layers,
+    "outputs mixed by constants": lambda x, w: scan(
+        lambda h, w: h + jnp.exp((h @ w["up"]) @ jnp.tri(8)) @ w["down"], x, w
+    ),
+    "products read in a mesh": lambda x, w: scan(
+        lambda h, w: h + sharded(tanh, _COLUMNS, _COLUMNS)(h @ w["up"]) @ w["down"], x, w
+    ),
     "mesh over the loop": _layers_in_mesh,
     "mesh over the loop, weights gathered": _layers_gathered,
 }
@@ -453,6 +461,7 @@ _ADDED: dict[str, Any] = {
     "jitted helper": jax.jit(lambda y: y.sum(0)),
     "remat": jax.checkpoint(lambda y: y.sum(0)),
     "mesh": lambda y: sharded(lambda y: lax.psum(y.sum(0), "model"), P("model"), P())(y),
+    "mesh, over the axis itself": lambda y: sharded(lambda y: lax.psum(y, "model"), P("model"), P())(y),
     "resized": lambda y: jax.image.resize(y, (2, 2, 6), "linear"),
 }
 _CLOSED: dict[str, Any] = {
