@@ -134,6 +134,9 @@ CONSTANT = np.arange(49, dtype=np.float32).reshape(7, 7)
         lambda w, x: (x[:, :, None] * (w @ CONSTANT)).sum(1),
         lambda w, x: x @ (CONSTANT[:5, :5] @ w),
         lambda w, x: jnp.tanh(CONSTANT[:, :5] @ w).sum() * x,
+        lambda w, x: jax.lax.scan(lambda y, p: (y + x @ (p @ w), None), jnp.zeros((2, 7)), np.stack([np.eye(5)] * 3))[
+            0
+        ],
     ],
 )
 def test_what_only_a_constant_meets_has_no_inputs_that_could_be_wrong(use):
@@ -450,6 +453,21 @@ def test_a_large_weight_is_followed_in_parts(use):
     assert infer_axes(use, spec(2048, 1024), spec(4, 2048))[""] == WeightAxes((0,), (1,))
 
 
+def test_a_constant_factor_of_a_large_weight_is_not_computed():
+    def fn(w, x):
+        return x @ (w * jnp.arange(w.size).reshape(w.shape))
+
+    assert infer_axes(fn, spec(2048, 2049), spec(3, 2048))[""] == WeightAxes((0,), (1,))
+
+
+def test_what_only_a_choice_depends_on_is_a_summary():
+    plan = infer_axes(
+        lambda p, x: x @ jnp.where(p["v"] > 0, p["w"], -p["w"]), {"v": spec(5, 3), "w": spec(5, 3)}, spec(2, 5)
+    )
+    assert plan["w"] == WeightAxes((0,), (1,))
+    assert "only used through a summary" in plan.why["v"]
+
+
 def _rolled(w):
     return jnp.roll(w.ravel(), 1).reshape(w.shape)
 
@@ -474,6 +492,16 @@ def _by_two_loops(w, x):
 def test_what_would_take_too_long_is_left_alone(use, w, x, reason):
     plan = infer_axes(use, spec(*w), spec(*x))
     assert reason in plan.why[""]
+
+
+def test_an_index_by_a_very_long_chain_of_operations_is_left_alone():
+    def fn(w, x):
+        index = jnp.arange(5)
+        for _ in range(400):
+            index = (index + 1) % 5
+        return x @ w[index]
+
+    assert infer_axes(fn, spec(5, 3), spec(2, 5))[""] is None
 
 
 def _first_caller(x):

@@ -11,7 +11,7 @@ from optax_gc._infer._constants import step_of
 from optax_gc._infer._equation import Equation
 from optax_gc._infer._maths import summed_up
 from optax_gc._infer._values import Level, Value
-from optax_gc._infer._views import View, flatten
+from optax_gc._infer._views import View, drop, flatten
 from optax_gc._infer._walk import Rule, Walk
 
 
@@ -46,8 +46,7 @@ def _cut(view: View, t: int, blocks: Dims) -> View:
 
 
 def _put_back(view: View, t: int, blocks: Dims) -> View:
-    if view.axes[t].padded:
-        view = flatten(view, t)
+    view = flatten(view, t)
     return view.with_axis(t, Axis((*blocks, *view.axes[t].dims)))
 
 
@@ -81,11 +80,8 @@ def psum(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
 def reduce_scatter(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """A sum over devices, of which each keeps its block."""
     blocks, t = _blocks(walk, eqn["axis_name"]), eqn["scatter_dimension"]
-    if not eqn["tiled"]:
-        raise UnfollowedError(f"enters the unknown operation {eqn.name}")
-    (value,) = ins
-    summed = (found for view in value.views for found in _summed(walk, view, blocks))
-    return [Value(value.level, tuple(_cut(view, t, blocks) for view in summed))]
+    views = [_cut(found, t, blocks) for view in ins[0].views for found in _summed(walk, view, blocks)]
+    return [Value(ins[0].level, tuple(view if eqn["tiled"] else drop(view, t) for view in views))]
 
 
 def all_gather(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
@@ -102,8 +98,8 @@ def all_gather(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Valu
 
 def axis_index(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """The number of the device's block is a constant over the dim of the blocks."""
-    blocks = _blocks(walk, eqn["axis_name"])
-    return [Value(Level.CONST, known=step_of(blocks[0]) if len(blocks) == 1 else None)]
+    (block,) = _blocks(walk, eqn["axis_name"])
+    return [Value(Level.CONST, known=step_of(block))]
 
 
 RULES: dict[str, Rule] = {

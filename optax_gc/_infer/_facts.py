@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -37,7 +38,7 @@ def facts_after(eqn: Any, ins: Sequence[Value], result: int) -> Facts:
     first = ins[0].facts if ins else NOTHING
     out = shape_of(eqn.outvars[result])
     if name in SAME or name == "stop_gradient":
-        return first
+        return ins[result].facts
     if name in _ARITHMETIC:
         return _arithmetic(name, [_spread(v.facts, shape_of(a), out) for v, a in zip(ins, eqn.invars, strict=True)])
     if name in MOVES:
@@ -70,11 +71,8 @@ def _gone(facts: Facts) -> frozenset[int]:
 
 def _spread(facts: Facts, shape: Shape, out: Shape) -> Facts:
     """The facts after an implicit broadcast: along an axis that it is broadcast along, an operand is flat."""
-    if shape == out:
-        return facts
-    here = frozenset(t for t, size in enumerate(shape) if size == out[t])
-    flat = facts.flat | (frozenset(range(len(out))) - here)
-    return Facts(flat, facts.hot & (here | {GONE}), facts.cold & here, facts.distinct & here, facts.zero)
+    stretched = (t for t, size in enumerate(out) if not shape or shape[t] != size)
+    return dataclasses.replace(facts, flat=facts.flat.union(stretched))
 
 
 def _arithmetic(name: str, facts: list[Facts]) -> Facts:
@@ -112,17 +110,15 @@ def _moved(eqn: Equation, ins: Sequence[Value]) -> Facts:
         moved = MOVES[eqn.name](eqn, probe)
     except UnfollowedError:
         return NOTHING
+    padding = all(value.facts.zero for value in ins[1:])
     if moved is None:
-        return NOTHING
-    behind = {t: moved.along(set(axis.dims)) for t, axis in enumerate(moved.axes)}
-    padded = {t for t, axis in enumerate(moved.axes) if axis.padded}
-    padding = len(ins) < 2 or ins[1].facts.zero
+        return Facts(zero=padding)
+    behind = [moved.along(set(axis.dims)) for axis in moved.axes]
     cut = math.prod(eqn.out) < math.prod(eqn.shapes[0])
     return Facts(
-        frozenset(t for t in behind if behind[t] <= facts.flat) - padded,
-        frozenset(t for t in behind if behind[t] & facts.hot) - (set() if padding else padded)
-        | (_gone(facts) if cut else facts.hot & {GONE}),
-        frozenset(t for t in behind if behind[t] & facts.cold) - padded,
-        frozenset(t for t in behind if behind[t] and behind[t] <= facts.distinct) - padded,
+        frozenset(t for t, axis in enumerate(moved.axes) if behind[t] <= facts.flat and not axis.padded),
+        frozenset(t for t, on in enumerate(behind) if on & facts.hot) | (_gone(facts) if cut else facts.hot & {GONE}),
+        frozenset(t for t, on in enumerate(behind) if on & facts.cold),
+        frozenset(t for t, on in enumerate(behind) if on and on <= facts.distinct),
         zero=facts.zero and padding,
     )

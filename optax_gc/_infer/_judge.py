@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from optax_gc._axes import WeightAxes
-from optax_gc._infer._arrays import Dim, Dims, Named, UnfollowedError, in_order, size_of
+from optax_gc._infer._arrays import Dim, Dims, UnfollowedError, in_order, size_of
 from optax_gc._infer._maths import CHOSEN
 from optax_gc._infer._views import Param, View, by_place
 from optax_gc._infer._walk import ELEMENT
@@ -38,8 +38,6 @@ class _Set(NamedTuple):
 
 def _set_of(positions: np.ndarray) -> _Set:
     """The set of positions that are in order."""
-    if not len(positions):
-        return _Set(())
     first, last = int(positions[0]), int(positions[-1])
     new = positions[1:] != positions[:-1]
     if last - first == np.count_nonzero(new):
@@ -70,19 +68,9 @@ def judge(views: Sequence[View], param: Param) -> Verdict | None:
 
 
 def _trimmed(view: View) -> View:
-    """Drops the positions of summed dims that hold no weight, and summed dims that only say whether there is one."""
-    counts = collections.Counter(dim for array in (*view.coords, *view.masks) for dim in array.dims)
-    masks: list[Named] = []
+    """Drops the positions of summed dims that hold no weight."""
     for mask in view.masks:
-        rest = tuple(dim for dim in mask.dims if dim not in view.summed or counts[dim] > 1)
-        if len(rest) < len(mask.dims):
-            there = mask.table(rest, [dim for dim in mask.dims if dim not in rest]).any(1)
-            mask = Named(rest, np.reshape(there, [dim.size for dim in rest]))
-        if not mask.data.all():
-            masks.append(mask)
-    view = view.replace(masks=tuple(masks))
-    for mask in view.masks:
-        if len(mask.dims) == 1 and mask.dims[0] in view.summed:
+        if len(mask.dims) == 1 and mask.dims[0] in view.summed and mask.data.any():
             view = view.replace(masks=tuple(other for other in view.masks if other is not mask))
             view = view.take(mask.dims[0], np.flatnonzero(mask.data), (Dim(int(mask.data.sum())),))
     return view
@@ -122,18 +110,15 @@ class _Judge:
 
     def _mixed(self, views: Sequence[View]) -> Verdict | None:
         """Outputs of one product were mixed later: its units are still its own."""
-        by_use = _classes(views, lambda view: view.use)
-        for group in by_use:
+        for group in _classes(views, lambda view: view.use):
             if len({tuple(view.coords[a].key() for a in sorted(view.use.shares)) for view in group if view.use}) > 1:
                 return Verdict(None, "added up after its product")
         classes = _classes(views, _outputs)
-        if len(classes) > 1 or len(by_use) == 1:
-            for a, b in itertools.combinations(classes, 2):
-                alike = {view.use for view in a} == {view.use for view in b} and _batches(a) == _batches(b)
-                if not alike and not _apart(a[0], b[0]):
-                    return Verdict(None, OVERLAP)
-            return self._agreed([list({view.use: view for view in group}.values()) for group in classes], DIFFERENT)
-        return self._beside(views)
+        for a, b in itertools.combinations(classes, 2):
+            alike = {view.use for view in a} == {view.use for view in b} and _batches(a) == _batches(b)
+            if not alike and not _apart(a[0], b[0]):
+                return Verdict(None, OVERLAP)
+        return self._agreed([list({view.use: view for view in group}.values()) for group in classes], DIFFERENT)
 
     def _beside(self, views: Sequence[View]) -> Verdict | None:
         """Parts that lie side by side, or where other units have none, are judged apart."""

@@ -25,7 +25,7 @@ CHOSEN = "parts that the data choose are added up"
 
 def same_place(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """Each result is the operand in its place: its views stay as they are."""
-    return [dataclasses.replace(value, known=None) for value in ins[: len(eqn.outs)]]
+    return ins[: len(eqn.outs)]
 
 
 def elementwise(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
@@ -44,8 +44,7 @@ def elementwise(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Val
 def nonlinear(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """A function of whole axes, known to be no sum: views are read."""
     for value in ins:
-        walk.refuse([view for view in value.views if not view.product], f"enters {short(eqn.name)}")
-        walk.close([view for view in value.views if view.product])
+        walk.close(value.views, f"enters {short(eqn.name)}")
     return [Value(level_of(ins))] * len(eqn.outs)
 
 
@@ -53,60 +52,50 @@ def add(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """A sum of products is followed; a weight that is added to data is none."""
     a, b = ins
     level = level_of(ins)
-    if all(shape == eqn.out for shape in eqn.shapes) and _need_no_comparison(walk, level, a, b):
-        return [joined(level, a, b)]
+    if level == Level.DATA and all(shape == eqn.out for shape in eqn.shapes) and _need_no_comparison(walk, a, b):
+        return [joined(a, b)]
     if level < Level.SCALED:
         return elementwise(walk, eqn, ins)
     views = []
     for value, other, shape in ((a, b, eqn.shapes[0]), (b, a, eqn.shapes[1])):
         for view in _placed(value, shape, eqn.out):
-            if isinstance(view.of, Mark):
-                views.append(view)
-            elif level == Level.SCALED:
+            if level == Level.SCALED:
                 if value.level == Level.WEIGHT and view.of not in other.sources:
                     walk.refuse([view], "added to the data")
                 else:
                     views.append(view)
             elif not view.product:
-                (walk.close if view.scaled else walk.refuse)([view], "added to the data")
+                walk.close([view], "added to the data")
             elif not walk.is_settled(view):
                 views.append(view)
-    return [Value(level, combined(walk, views) if level == Level.SCALED else tuple(views))]
+    return [Value(level, tuple(views))]
 
 
-def _need_no_comparison(walk: Walk, level: Level, a: Value, b: Value) -> bool:
-    if level == Level.DATA:
-        apart = a.all_products and b.all_products and a.uses.isdisjoint(b.uses)
-        return apart and walk.all_unsettled(a) and walk.all_unsettled(b)
-    alike = level == Level.WEIGHT and a.views and b.views and a.spans is not None and a.spans == b.spans
-    return bool(alike) and a.sources.isdisjoint(b.sources)
+def _need_no_comparison(walk: Walk, a: Value, b: Value) -> bool:
+    apart = a.all_products and b.all_products and a.uses.isdisjoint(b.uses)
+    return apart and walk.all_unsettled(a) and walk.all_unsettled(b)
 
 
 def mul(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """A weight times data is scaled by it; a product times a constant or a scalar stays one, times data it is read."""
     a, b = ins
     level = level_of(ins)
-    if eqn.name == "mul":
-        (one, two), (m, n) = eqn.shapes, map(math.prod, eqn.shapes)
-        a, b = _holed(a, one, b, n, eqn.out), _holed(b, two, a, m, eqn.out)
+    (one, two), (m, n) = eqn.shapes, map(math.prod, eqn.shapes)
+    a, b = _holed(a, one, b, n, eqn.out), _holed(b, two, a, m, eqn.out)
     if level < Level.SCALED:
         return elementwise(walk, eqn, [_turned(eqn, a, b), _turned(eqn, b, a)])
     if eqn.name == "div" and b.views:
-        walk.refuse([view for view in b.views if not view.product], "divides the data")
-        walk.close([view for view in b.views if view.product])
+        walk.close(b.views, "divides the data")
         b = Value(b.level)
     views: list[View] = []
     for value, other, shape, other_shape in ((a, b, *eqn.shapes), (b, a, *reversed(eqn.shapes))):
         if value.level == Level.DATA and other.level > Level.NOISE:
             walk.close(value.views)
-        elif value.level < Level.DATA and (
-            other.level == Level.DATA or (value.level == Level.WEIGHT and has_met_data(other))
-        ):
+        elif has_met_data(other):
             views += _scaled(walk, eqn, value, other, shape, other_shape)
         else:
             views += _placed(value, shape, eqn.out)
-    raw = any(isinstance(view.of, Param) and not view.product for view in views)
-    result = Level.SCALED if raw or level < Level.DATA else Level.DATA
+    result = Level.DATA if all(view.product for view in views) else Level.SCALED
     return [Value(result, combined(walk, views) if result == Level.SCALED else tuple(views))]
 
 
@@ -117,9 +106,7 @@ def _scaled(
     if value.level == Level.SCALED and _several(value):
         walk.close(value.views)
         return []
-    flat = other.facts.flat if len(factor) == len(eqn.out) else frozenset()
-    factor = (1,) * (len(eqn.out) - len(factor)) + factor
-    along = [t for t, size in enumerate(factor) if size > 1 and t not in flat]
+    along = [t for t, size in enumerate(factor) if size > 1 and t not in other.facts.flat]
     views = [
         view.replace(scaled=view.scaled | view.on(along), use=Use(walk.tier(view), walk.trail))
         for view in _placed(value, shape, eqn.out)
@@ -132,7 +119,7 @@ def _scaled(
 def _holed(value: Value, shape: tuple[int, ...], factor: Value, size: int, out: tuple[int, ...]) -> Value:
     """Where a constant factor is zero, there is no weight."""
     whole = size == 1 and not (factor.known and factor.known.loops)
-    if not value.views or factor.views or factor.level > Level.NOISE or shape != out or whole:
+    if not value.views or factor.level > Level.NOISE or shape != out or whole:
         return value
     there = _numbers(factor)
     there = there and (there[0], there[1] != 0)
@@ -141,7 +128,7 @@ def _holed(value: Value, shape: tuple[int, ...], factor: Value, size: int, out: 
 
 def _numbers(value: Value) -> tuple[Dims, np.ndarray] | None:
     """The numbers of a constant, where they cost next to nothing."""
-    if value.level > Level.CONST or value.known is None or not value.known.cheap:
+    if value.known is None or not value.known.cheap:
         return None
     try:
         return value.known.numbers()
@@ -152,7 +139,7 @@ def _numbers(value: Value) -> tuple[Dims, np.ndarray] | None:
 def _turned(eqn: Equation, value: Value, other: Value) -> Value:
     """Times a constant on the imaginary axis, real parts become imaginary ones."""
     complex_ = jnp.issubdtype(eqn.eqn.outvars[0].aval.dtype, jnp.complexfloating)
-    if not (complex_ and value.views and other.known) or (np.real(other.known.numbers()[1]) != 0).any():
+    if not (complex_ and other.known) or (np.real(other.known.numbers()[1]) != 0).any():
         return value
     return _imaginary(value)
 
@@ -163,7 +150,7 @@ def _imaginary(value: Value) -> Value:
 
 def complex_(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """The second operand becomes an imaginary part."""
-    return elementwise(walk, eqn, ins if level_of(ins) > Level.WEIGHT else [ins[0], _imaginary(ins[1])])
+    return elementwise(walk, eqn, [ins[0], _imaginary(ins[1])])
 
 
 def select(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
@@ -180,11 +167,9 @@ def select(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
             Value(case.level, tuple(hole(view, there and (there[0], there[1] == i)) for view in case.views))
             for i, case in enumerate(placed)
         ]
-    if level == Level.DATA:
-        walk.summarise([view for view in which.views if not view.product])
-        walk.close([view for view in which.views if view.product])
-        return [Value(level, choice(walk, placed))]
     walk.summarise(which.views)
+    if level == Level.DATA:
+        return [Value(level, choice(walk, placed))]
     views = combined(walk, one_of([case.views for case in placed]))
     return [Value(max(level, Level.SCALED) if which.level == Level.DATA and views else max(level, which.level), views)]
 
@@ -203,17 +188,16 @@ def choice(walk: Walk, cases: Sequence[Value]) -> tuple[View, ...]:
     """Products of which one case is chosen go on where all that have any agree; else each is a unit of its own."""
     uses: dict[Param | Mark, set[frozenset[Use | None]]] = collections.defaultdict(set)
     kept: list[View] = []
-    for case in cases:
+    products_of = [[view for view in case.views if view.product] for case in cases]
+    for case, products in zip(cases, products_of, strict=True):
         walk.refuse([view for view in case.views if not view.product], "chosen in place of data")
-        products = [view for view in case.views if view.product]
         for source in {view.of for view in products}:
             uses[source].add(frozenset(view.use for view in products if view.of is source))
-    for case in cases:
-        products = [view for view in case.views if view.product]
+    for products in products_of:
         walk.close([view for view in products if len(uses[view.of]) > 1])
         for view in products:
-            open_ = len(uses[view.of]) == 1 and (isinstance(view.of, Mark) or not walk.is_settled(view))
-            if open_ and not any(same(view, other) for other in kept if other.use is view.use):
+            open_ = len(uses[view.of]) == 1 and not walk.is_settled(view)
+            if open_ and not any(same(view, other) for other in kept):
                 kept.append(view)
     return tuple(kept)
 
@@ -234,9 +218,8 @@ def reduction(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value
             results.append(Value(value.level))
             continue
         views = value.views
-        if eqn.name != "reduce_sum" and any(view.on(axes) & view.varying() for view in views):
-            walk.refuse([view for view in views if not view.product], f"{ELEMENT} and is reduced")
-            walk.close([view for view in views if view.product])
+        if eqn.name != "reduce_sum":
+            walk.close(views, f"{ELEMENT} and is reduced")
             views = ()
         results.append(Value(Level.DATA, tuple(found for view in views for found in _reduced(walk, view, axes))))
     return results[: len(eqn.outs)]
@@ -268,15 +251,12 @@ def summed_up(walk: Walk, view: View, rest: View, gone: set[Dim]) -> Iterator[Vi
         walk.refuse([view], CHOSEN)
     elif big & view.shared:
         walk.refuse([view], "added up after its product")
-    elif any(not big.isdisjoint(coord.dims) for coord in view.coords):
-        yield rest
     else:
-        yield rest.replace(summed=view.summed | gone)
+        yield rest
 
 
-def combined(walk: Walk, views: Iterable[View]) -> tuple[View, ...]:
+def combined(walk: Walk, views: Sequence[View]) -> tuple[View, ...]:
     """The views of a function of several values: scales and offsets of another parameter end, equal views are one."""
-    views = list(views)
     along: dict[int, set[Param | Mark]] = collections.defaultdict(set)
     if len({view.of for view in views}) > 1:
         spans = [(view, view.spans()) for view in views]
@@ -286,11 +266,9 @@ def combined(walk: Walk, views: Iterable[View]) -> tuple[View, ...]:
         lesser = [view for view, mine in spans if any(along[t] - {view.of} for t in along if t not in mine)]
         walk.refuse(lesser, "scales or shifts another parameter")
         views = [view for view in views if view not in lesser]
-    if len({view.of for view in views}) == len(views):
-        return tuple(views)
     kept: dict[Param | Mark, list[View]] = collections.defaultdict(list)
     for view in sorted(views, key=lambda view: view.stopped):
-        if view.product or not any(same(view, other) for other in kept[view.of]):
+        if not any(same(view, other) for other in kept[view.of]):
             kept[view.of].append(view)
     return tuple(view for group in kept.values() for view in group)
 

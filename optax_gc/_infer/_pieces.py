@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import functools
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -67,7 +67,7 @@ def _side_by_side(walk: Walk, ins: Sequence[Value], axis: int, ends: list[int]) 
     for value, start, end in zip(ins, ends, ends[1:], strict=False):
         raw = [v for v in value.views if level == Level.DATA and not v.product]
         walk.refuse(raw, "joined to the data")
-        placed = [pad(v, axis, start, ends[-1] - end) for v in value.views if v not in raw and end > start]
+        placed = [pad(v, axis, start, ends[-1] - end) for v in value.views if v not in raw]
         views += [view for view in placed if view is not None]
     return [Value(level, rejoined(views, axis))]
 
@@ -83,7 +83,7 @@ def rejoined(views: Sequence[View], axis: int) -> tuple[View, ...]:
 def _rejoin(views: list[View], t: int) -> list[View] | None:
     if len(views) == 1 or any(v.use or v.picks or v.bad or v.masks or v.holes or v.torn for v in views):
         return None
-    views = sorted((flatten(view, t, pad=False) for view in views), key=lambda view: view.axes[t].lo)
+    views = [flatten(view, t, pad=False) for view in views]
     first, last = views[0], views[-1]
     if any(a.axes[t].lo + a.axes[t].inner != b.axes[t].lo for a, b in itertools.pairwise(views)):
         return None
@@ -116,8 +116,6 @@ def window(view: View, t: int, size: int, start: tuple[Dims, np.ndarray] | None,
     """
     whole = view.axes[t].length
     if start is None:
-        if view.varying().isdisjoint(view.axes[t].dims) and not view.axes[t].padded:
-            return view.with_axis(t, blank(size))
         if size > 1 or view.axes[t].padded:
             return view.replace(bad=PART).with_axis(t, blank(size))
         return picked(view, t, dims).with_axis(t, blank(1))
@@ -140,27 +138,19 @@ def picked(view: View, t: int, dims: Dims) -> View:
             return view.replace(bad=view.bad or "is chosen by the data across its axes")
         coords[a] = Named((), np.zeros((), int))
         picks.append((a, dims))
-    masks, holes = (tuple(m for m in arrays if along.isdisjoint(m.dims)) for arrays in (view.masks, view.holes))
-    torn = view.torn or len(holes) < len(view.holes)
-    return view.replace(coords=tuple(coords), picks=tuple(picks), masks=masks, holes=holes, torn=torn)
+    return view.replace(coords=tuple(coords), picks=tuple(picks))
 
 
 def dynamic_slice(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """A constant start cuts; one that the data choose leaves one unknown position."""
     views: list[View] = []
     starts = [numbers(value) for value in ins[1:]]
-    for found in ins[0].views:
-        view: View | None = found
+    for view in ins[0].views:
         for t, (size, start) in enumerate(zip(eqn["slice_sizes"], starts, strict=True)):
-            if view is None or size == eqn.shapes[0][t]:
-                continue
-            if start is None or start[0]:
+            if size != eqn.shapes[0][t]:
                 view = window(view, t, size, start, (), clips=True)
-            else:
-                first = min(max(int(start[1]), 0), eqn.shapes[0][t] - size)
-                view = cut(view, t, first, first + size)
-        views += [view] if view is not None else []
-    return [Value(_level_by(ins[0], level_of(ins[1:]), views), tuple(views))]
+        views.append(view)
+    return [Value(_level_by(ins[0], level_of(ins[1:])), tuple(views))]
 
 
 def gather(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
@@ -170,12 +160,12 @@ def gather(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     dims = tuple(Dim(size) for size in eqn.shapes[1][:-1])
     at = numbers(index)
     views = tuple(_gathered(eqn, view, at, dims) for view in operand.views)
-    return [Value(_level_by(operand, Level.CONST if at is not None else index.level, views), views)]
+    return [Value(_level_by(operand, Level.CONST if at is not None else index.level), views)]
 
 
-def _level_by(operand: Value, index: Level, views: Sequence[View]) -> Level:
+def _level_by(operand: Value, index: Level) -> Level:
     """The level of a part that an index of this level chooses: chosen by data, a weight has met them."""
-    return max(operand.level, min(index, Level.SCALED) if views else index)
+    return max(operand.level, min(index, Level.SCALED))
 
 
 def _gathered(eqn: Equation, view: View, at: tuple[Dims, np.ndarray] | None, dims: Dims) -> View:
@@ -200,35 +190,15 @@ def _gathered(eqn: Equation, view: View, at: tuple[Dims, np.ndarray] | None, dim
 
 
 def dynamic_update_slice(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
-    """Among weights, pieces lie side by side. Products written into a buffer are somewhere along it."""
-    operand, update, *at = ins
-    short = [t for t, size in enumerate(eqn.shapes[1]) if size < eqn.out[t]]
-    if level_of(ins) >= Level.SCALED:
-        if operand.views or any(not v.product or isinstance(v.of, Mark) for v in update.views):
-            return unknown(walk, eqn, ins)
-        on = walk.end([view for view in update.views if not view.spans().isdisjoint(short)], eqn, eqn.out)
-        views = [view for view in update.views if view.spans().isdisjoint(short)]
-        spread = (functools.reduce(lambda v, t: v.with_axis(t, blank(eqn.out[t])), short, view) for view in views)
-        return [Value(Level.DATA, (*spread, *on))]
-    starts = [numbers(value) for value in at]
-    if any(start is None or start[0] for start in starts) or len(short) > 1:
+    """Products that are written into a buffer are somewhere along it."""
+    operand, update = ins[:2]
+    if operand.views or any(not v.product or isinstance(v.of, Mark) for v in update.views):
         return unknown(walk, eqn, ins)
-    if not short:
-        return [update]
-    (t,) = short
-    size, whole = eqn.shapes[1][t], eqn.out[t]
-    first = min(max(int(starts[t][1]), 0), whole - size)  # type: ignore[index]
-    pieces: Iterable[View | None] = (
-        *(pad(view, t, first, whole - first - size) for view in update.views),
-        *(_kept(view, t, 0, first, whole) for view in operand.views if first),
-        *(_kept(view, t, first + size, whole, whole) for view in operand.views if first + size < whole),
-    )
-    return [Value(Level.WEIGHT, rejoined([piece for piece in pieces if piece is not None], t))]
-
-
-def _kept(view: View, t: int, start: int, end: int, whole: int) -> View | None:
-    piece = cut(view, t, start, end)
-    return piece and pad(piece, t, start, whole - end)
+    short = [t for t, size in enumerate(eqn.shapes[1]) if size < eqn.out[t]]
+    on = walk.end([view for view in update.views if not view.spans().isdisjoint(short)], eqn, eqn.out)
+    views = [view for view in update.views if view.spans().isdisjoint(short)]
+    spread = (functools.reduce(lambda v, t: v.with_axis(t, blank(eqn.out[t])), short, view) for view in views)
+    return [Value(Level.DATA, (*spread, *on))]
 
 
 RULES: dict[str, Rule] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ import numpy as np
 from optax_gc._infer._arrays import Axis, Dim, blank, size_of
 from optax_gc._infer._equation import Equation
 from optax_gc._infer._values import GONE, Level, Value
-from optax_gc._infer._views import Mark, Param, Tier, Use, View, flatten
+from optax_gc._infer._views import Param, Tier, Use, View, flatten
 from optax_gc._infer._walk import Rule, Walk, unknown
 
 ACTS_AS_DATA = "acts as data"
@@ -69,7 +68,7 @@ def _contraction(
                 if other.level > Level.WEIGHT and view.use and view.use.fixed:
                     walk.remark(view, walk.tier(view), BY_CONSTANT)
             elif not is_weight[k] and is_weight[1 - k]:
-                (walk.close if view.scaled and not view.bent else walk.refuse)([view], ACTS_AS_DATA)
+                walk.close([view], ACTS_AS_DATA)
             elif other.facts.zero:
                 walk.remark(view, Tier.WITH_CONSTANT, "")
             elif other.level not in (Level.CONST, Level.WEIGHT) and _is_lookup(other, sides[1 - k]):
@@ -99,7 +98,7 @@ def _contraction(
         else:
             walk.close(ended)
     level = max(value.level for value in ins)
-    if level < Level.DATA and not met:
+    if not met:
         return [Value(level, tuple(views))]
     return [Value(Level.DATA, tuple(view for view in views if view.product))]
 
@@ -121,7 +120,6 @@ def _activations(walk: Walk, eqn: Equation, ins: Sequence[Value], sides: Sequenc
             eqn.shapes[k][t] > 1 and not any(t in view.spans() for view in value.views)
             for t in (*sides[k].free, *sides[k].batch)
         )
-        and bool(value.views)
         and not value.hidden
         for k, value in enumerate(ins)
     ]
@@ -148,13 +146,12 @@ def _is_lookup(other: Value, side: _Side) -> bool:
 
 def _refusal(view: View, side: _Side) -> str:
     """Why a weight that meets the data here has no units, or nothing."""
-    inputs, varying = view.on(side.contracted), view.varying()
-    if inputs & view.scaled:
+    if view.on(side.contracted) & view.scaled:
         return ALONG_INPUTS
     if view.bent and view.scaled & view.on((*side.batch, *side.groups)):
         return "scaled by data"
     wide = any(view.axes[t].length > 1 for t in side.free)
-    if varying & inputs and wide and view.on(side.free).isdisjoint(varying):
+    if wide and view.on(side.free).isdisjoint(view.varying()):
         return "spread over units that share it"
     return ""
 
@@ -170,18 +167,18 @@ def _mixes_outputs(walk: Walk, view: View, side: _Side) -> bool:
 def _same_einsum(walk: Walk, eqn: Equation, view: View, placed: View, side: _Side, other: Value) -> View | None:
     """One `einsum` of several operands is one product, in whatever order sizes make it contract."""
     inputs = view.on(side.contracted) & view.varying()
-    if isinstance(view.of, Mark) or view.use is None or not inputs or other.level < Level.SCALED:
+    if view.use is None or not inputs or other.level < Level.SCALED:
         return None
-    if not _one_call(walk, eqn.eqn, view.use.trail[0]) or any(view.axes[t].padded for t in side.contracted):
+    if not _one_call(walk, eqn.eqn, view.use.trail[0]):
         return None
     walk.ended[view.use] = None
-    return walk.start(placed, summed=view.summed | inputs, use=dataclasses.replace(view.use))
+    return walk.start(placed, summed=view.summed | inputs)
 
 
 def _one_call(walk: Walk, eqn: Any, earlier: Any) -> bool:
     """Whether two products are steps of one call of `einsum`. Calls on one line, as in a loop, look alike."""
     formula = _formula(eqn)
-    if formula is None or formula != _formula(earlier):
+    if formula is None:
         return False
     alike = [id(e) for e in walk.eqns if e.primitive is eqn.primitive and _formula(e) == formula]
     steps = formula[0].count(",")
@@ -191,7 +188,7 @@ def _one_call(walk: Walk, eqn: Any, earlier: Any) -> bool:
 def _formula(eqn: Any) -> tuple[str, Any] | None:
     """The line and the formula of the `einsum`, of three operands or more, that an equation is a step of."""
     scopes = [step.name for step in getattr(eqn.source_info.name_stack, "stack", ()) if hasattr(step, "name")]
-    several = bool(scopes) and "->" in scopes[-1] and scopes[-1].count(",") > 1
+    several = bool(scopes) and scopes[-1].count(",") > 1
     return (scopes[-1], eqn.source_info.traceback) if several else None
 
 

@@ -31,6 +31,12 @@ _BILINEAR = [
     (7, 2, 2, 7),
 ]
 TRILINEAR = [
+    case(
+        "bilinear layer behind a stop_gradient",
+        lambda x, y, w: lax.stop_gradient(jnp.einsum("bi,oij,bj->bo", x, w, y)),
+        [x_(2, 5), x_(2, 6)],
+        w=w("o4 i5 i6"),
+    ),
     *(
         case(
             f"bilinear layer of {b}, {i}, {j}, {o}",
@@ -116,6 +122,7 @@ _FACTORS = {
     "after the product": lambda x, s, t, w: (x @ w) * s,
     "unit": lambda x, s, t, w: x @ (w * t),
     "unit, broadcast": lambda x, s, t, w: x @ (w * jnp.broadcast_to(t, w.shape)),
+    "unit, broadcast, less one": lambda x, s, t, w: x @ (w * (jnp.broadcast_to(t, w.shape) - 1)),
     "unit and scalar": lambda x, s, t, w: x @ (w * s * t),
     "unit, transposed": lambda x, s, t, w: x @ (w.T * t[:, None]).T,
     "rounded between scalars": lambda x, s, t, w: x @ _rounded(w, s),
@@ -152,6 +159,7 @@ _SHIFTED = {
         x, w[:, None], (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"), feature_group_count=5
     ),
     "gathered windows": lambda x, w: jnp.einsum("btkd,kd->btd", x[:, np.arange(6)[:, None] + np.arange(N)], w),
+    "gated and summed": lambda x, w: (sum(x[:, k : k + 6] * w[k] for k in range(N)) * tanh(x[:, :6])).sum(-1),
     "rolled": lambda x, w: sum(jnp.roll(x, -k, 1) * w[k] for k in range(N))[:, :6],
 }
 
@@ -210,6 +218,7 @@ FACTORS = [
         for of in spelled(f"drawn with {name}", _DRAWN, [_X, key], mu=w("i5 o6"), sigma=w("i5 o6"))
     ),
     *spelled("parts of a complex kernel", _PARTS_OF_COMPLEX, [_X, _X], re=w("i5 o6"), im=w("i5 o6")),
+    case("halves of a complex kernel", lambda x, w: jnp.abs(x @ (w[0] + 1j * w[1])), _X, w=w("b2 i5 o6", "o2 i5 o6")),
     *spelled("complex kernel", _COMPLEX, [_X, _X], w=w("i5 o6", dtype=jnp.complex64)),
 ]
 

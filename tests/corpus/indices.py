@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
+from corpus._case import KEY
 from corpus._leaves import alone, case, sharded, spelled, tokens, w, x_
 
 tanh = jnp.tanh
@@ -68,6 +69,7 @@ _HOT = {
         .swapaxes(0, 1)
     ),
     "joined classes": lambda t: jnp.concatenate([_hot(t, 5), _hot(t - 5, 7)], -1),
+    "joined to nothing": lambda t: jnp.concatenate([_hot(t)[:, :0], _hot(t)], 1),
     "joined positions": lambda t: jnp.concatenate([_hot(t[:, :3]), _hot(t[:, 3:])], 1),
     "stacked positions": lambda t: jnp.stack([_hot(t[:, n]) for n in range(7)], 1),
     "first classes": lambda t: _hot(t, V + 2)[..., :V],
@@ -88,6 +90,7 @@ _HOT = {
     "flipped": lambda t: _hot(V - 1 - t)[..., ::-1],
     "rolled": lambda t: jnp.roll(_hot(t), 1, axis=1),
     "of a sorted row": lambda t: _hot(jnp.argsort(t, -1)),
+    "of top_k": lambda t: jnp.float32(lax.top_k(jnp.sin(t[..., None] * jnp.arange(V)), 1)[1] == jnp.arange(V)),
     "of the largest": lambda t: _hot(jnp.argmax(jnp.sin(t[..., None] * jnp.arange(V)), -1)),
 }
 _LOOKUPS = {
@@ -131,8 +134,21 @@ LOOKUPS = [
 # What holds ones and zeros and looks up nothing.
 
 _NO_LOOKUPS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-    "one-hot rows, over positions": (lambda t, w: jnp.einsum("btv,td->bvd", _hot(t), w), _IDS, {"w": w("i7 o4")}),
+    "one-hot rows, over positions": (
+        lambda t, w: jnp.einsum("tbv,td->bvd", _hot(t).swapaxes(0, 1), w),
+        _IDS,
+        {"w": w("i7 o4")},
+    ),
+    "ids compared with places": (lambda t, w: jnp.float32(t == jnp.arange(7)) @ w, _IDS, {"w": w("i7 o4")}),
+    "places compared with ids": (lambda t, w: jnp.float32(jnp.arange(7) == t) @ w, _IDS, {"w": w("i7 o4")}),
+    "ids compared with the first": (lambda t, w: jnp.float32(t == t[:, :1]) @ w, _IDS, {"w": w("i7 o4")}),
+    "the first compared with ids": (lambda t, w: jnp.float32(t[:, :1] == t) @ w, _IDS, {"w": w("i7 o4")}),
     "data scattered into zeros": (lambda x, w: jnp.zeros((2, 5)).at[:, _PERMUTATION].set(x) @ w, _X, {"w": w("i5 o6")}),
+    "data behind a barrier beside one-hot rows": (
+        lambda x, w: lax.optimization_barrier((_hot(jnp.int32(x[:, 0])), x))[1] @ w,
+        _X,
+        {"w": w("i5 o6")},
+    ),
     "a one written into data": (lambda x, w: x.at[:, 2].set(1.0) @ w, _X, {"w": w("i5 o6")}),
     "a factor of data that ends in zeros": (
         lambda x, w: x @ (w * jnp.pad(jnp.broadcast_to(x.max(), (3, 1)), ((0, 2), (0, 0)))),
@@ -169,6 +185,7 @@ _BLOCKS_OF_RING = {
     ),
     "rolled data": lambda x, c: sum(jnp.roll(x, k, 1) @ c[k] for k in range(7)),
 }
+_ROWS_OF = np.eye(5, dtype=np.float32)[_PERMUTATION]
 _INDEXED: dict[str, tuple[Any, Any, str]] = {
     "rows permuted": (lambda x, w: x @ w[_PERMUTATION], _X, "i5 o6"),
     "rows permuted, in a helper": (lambda x, w: x @ jax.jit(lambda w: w[_PERMUTATION])(w), _X, "i5 o6"),
@@ -176,6 +193,11 @@ _INDEXED: dict[str, tuple[Any, Any, str]] = {
     "columns permuted, then read": (lambda x, w: tanh(x @ w)[:, _PERMUTATION], _X, "i5 o5"),
     "rows taken by sorting": (lambda x, w: x @ w[np.argsort(_PERMUTATION)], _X, "i5 o6"),
     "permutation matrix": (lambda x, w: x @ (np.eye(5, dtype=np.float32)[_PERMUTATION] @ w), _X, "i5 o6"),
+    "rows by two selections": (
+        lambda x, w: x[:, :3] @ (_ROWS_OF[:3] @ w) + x[:, 3:] @ (w.T @ _ROWS_OF[3:].T).T,
+        _X,
+        "i5 o6",
+    ),
     "permutation matrix by einsum": (
         lambda x, w: x @ jnp.einsum("oi,pi->op", w, np.eye(5, dtype=np.float32)[_PERMUTATION]).T,
         _X,
@@ -207,6 +229,34 @@ _INDEXED: dict[str, tuple[Any, Any, str]] = {
     "columns chosen": (lambda x, w: tanh(x @ w[:, [0, 2, 5]]) * (x @ w[:, [1, 3, 4]]), _X, "i5 o6"),
     "columns chosen twice": (lambda x, w: x @ w[:, [0, 1, 1, 2, 3, 3, 4, 5]], _X, "i5 o6"),
     "entries of two axes": (lambda x, w: x @ w[:, np.arange(3)[:, None], np.arange(2)].reshape(5, 6), _X, "i5 o3 o2"),
+    "halves times a root": (
+        lambda x, w: x[:, :2] @ (w[:2] * jnp.sqrt(2.0)) + x[:, 2:] @ (w[2:] * jnp.sqrt(2.0)),
+        _X,
+        "i5 o6",
+    ),
+    "rows chosen by data": (lambda x, w: x @ jnp.where(x[0, :, None] > 0, w, 0.0), _X, "i5 o6"),
+    "rows around a row of zeros": (
+        lambda x, w: x @ jnp.concatenate([w[:2], jnp.zeros((1, 5)), w[2:]]),
+        _RING,
+        "i6 o5",
+    ),
+    "half of each layer, half of the first": (
+        lambda x, w: lax.scan(lambda h, v: (tanh(h @ jnp.concatenate([v[:, :3], w[0, :, 3:]], 1)), None), x, w)[0],
+        _X,
+        "b4 i5 o5",
+    ),
+    "rows of each expert permuted": (
+        lambda x, w: jax.vmap(lambda x, w, rows: x @ w[rows])(
+            x, w, np.stack([np.roll(_PERMUTATION, k) for k in range(4)])
+        ),
+        x_(4, 2, 5),
+        "b4 i5 o6",
+    ),
+    "experts times a factor of data each": (
+        lambda x, w: jnp.einsum("ebi,eio->ebo", x, w * jnp.abs(x).max((1, 2))[:, None, None]),
+        x_(4, 2, 5),
+        "b4 i5 o6",
+    ),
     "strided halves along in": (lambda x, w: x[:, ::2] @ w[::2] + x[:, 1::2] @ w[1::2], _X, "i5 o6"),
     "strided halves along out": (lambda x, w: tanh(x @ w[:, ::2]) + x @ w[:, 1::2], _X, "i5 o6"),
     "strided halves interleaved": (lambda x, w: x @ jnp.stack([w[:, ::2], w[:, 1::2]], -1).reshape(5, 6), _X, "i5 o6"),
@@ -296,6 +346,7 @@ _MASKS = {
     "minimum": lambda n: jnp.minimum(n, 2) == n,
     "minus": lambda n: -n < -2,
     "where": lambda n: jnp.where(n < 3, n, 0) > 0,
+    "nothing": lambda n: n < 0,
     "squeezed": lambda n: jnp.squeeze(lax.broadcasted_iota(jnp.int32, (1, 5), 1), 0) < 3,
 }
 
@@ -311,6 +362,67 @@ def _in_two(mask: Any) -> Any:
 MASKED = spelled("constant mask", {name: _in_two(mask) for name, mask in _MASKS.items()}, _X, w=w("i5 o6"))
 
 
+# Units with less than all of an axis, or with other axes than their neighbours.
+_PARTIAL = {
+    "one row twice, another not": lambda x, w: x @ w[np.array([0, 0, 2, 3, 4])],
+    "a row of padding in place of one": lambda x, w: x @ jnp.pad(w, ((0, 2), (0, 0)))[np.array([0, 1, 2, 3, 6])],
+    "rows beyond the end": lambda x, w: x[:, :2] @ w.at[np.array([7, 8])].get(mode="fill"),
+    "sorted one way, as it is the other": lambda x, w: (jnp.sort(x @ w), x @ w.T),
+    "chosen one way, as it is the other": lambda x, w: (jnp.where(x > 0, x @ w.T, x[::-1] @ w.T), x @ w),
+    "one way in the test of a loop, the other in its body": lambda x, w: lax.while_loop(
+        lambda h: (h @ w).sum() < 1, lambda h: tanh(h @ w.T), x
+    ),
+    "a row and a column": lambda x, w: x @ w.ravel()[np.stack([np.arange(5), 5 * np.arange(5)])].T,
+    "columns of which some lack a row": lambda x, w: jnp.concatenate([x @ w[:, :3], x[:, :4] @ w[:4, 3:]], 1),
+}
+
+
+def _cached(x: jax.Array, caches: jax.Array, w: jax.Array) -> Any:
+    def layer(h: jax.Array, at: Any) -> Any:
+        kernel, cache = at
+        cache = lax.dynamic_update_slice(cache, (h @ kernel)[:, None], (0, 1, 0))
+        return h + tanh(cache).sum(1), cache
+
+    return lax.scan(layer, x, (w, caches))
+
+
+PARTIAL = [
+    *spelled("partial", _PARTIAL, _X, w=alone("5 5")),
+    case(
+        "layers that the data choose, added up",
+        lambda x, t, w: x @ w[t[0]] + x @ w[t[1]],
+        [_X, tokens(2)],
+        w=alone("3 5 6"),
+    ),
+    case(
+        "rows of which a key hides some, and others",
+        lambda x, key, w: x[:, :2] @ (w[:2] * jax.random.bernoulli(key, 0.5, (2, 6))) + x[:, 2:] @ w[2:],
+        [_X, KEY],
+        w=alone("5 6"),
+    ),
+    case(
+        "layer that the data choose, its outputs averaged",
+        lambda x, t, w: jnp.einsum("bi,bio->bo", x, w[t]).mean(-1),
+        [_X, tokens(2)],
+        w=w("b3 i5 o6"),
+    ),
+    case(
+        "a batch of one, added up",
+        lambda x, w: jnp.einsum("pbi,pio->pbo", x[None], w).sum(0),
+        _X,
+        w=w("i1 i5 o6", "b1 i5 o6"),
+    ),
+    case("a function of weight times data, added up", lambda x, w: tanh(x[:, :, None] * w).sum(1), _X, w=alone("5 6")),
+    case(
+        "rows at a start that the data choose",
+        lambda x, t, w: x[:, :3] @ lax.dynamic_slice_in_dim(w, t[0], 3),
+        [_X, tokens(1)],
+        w=alone("5 6"),
+    ),
+    case("written into the cache of each layer", _cached, [_X, x_(4, 2, 3, 5)], w=w("b4 i5 o5")),
+    case("streams mixed by two numbers", lambda x, w: tanh(x * w[0] + x[::-1] * w[1]), _X, w=alone("2")),
+]
+
 # An index beyond the end is the last one where a gather clips.
 CLIPPED = spelled(
     "clipped",
@@ -324,7 +436,7 @@ CLIPPED = spelled(
 
 NO_LOOKUPS = [case(f"no lookup: {name}", f, x, **params) for name, (f, x, params) in _NO_LOOKUPS.items()]
 
-CASES = [*LOOKUPS, *NO_LOOKUPS, *INDEXED, *MASKED, *CLIPPED]
+CASES = [*LOOKUPS, *NO_LOOKUPS, *INDEXED, *MASKED, *PARTIAL, *CLIPPED]
 HARD = [
     *spelled(
         "Toeplitz",

@@ -17,7 +17,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from corpus._case import Case
-from corpus._leaves import case, sharded, spelled, w, with_gradient, x_
+from corpus._leaves import alone, case, sharded, spelled, w, with_gradient, x_
 from corpus._loops import LOOPS, N, dense, item, parts, scan, steps, while_loop
 
 tanh = jnp.tanh
@@ -92,6 +92,22 @@ _SUMS = {
     "psum": lambda x, w: sharded(
         lambda x, w: lax.psum(jnp.einsum("pbi,pio->bo", x, w), "model"), (P("model"), P("model")), P()
     )(x, w),
+}
+
+
+def _while(test: Any, step: int, start: int) -> Any:
+    def f(x: jax.Array, w: jax.Array) -> jax.Array:
+        body = lambda at: (at[0] + step, at[1] + x[at[0]] @ w[at[0]])  # noqa: E731
+        return lax.while_loop(lambda at: test(at[0]), body, (start, jnp.zeros((2, 6))))[1]
+
+    return f
+
+
+_SUMS |= {
+    "while at most": _while(lambda i: i <= N - 1, 1, 0),
+    "while unequal": _while(lambda i: i != N, 1, 0),
+    "while greater": _while(lambda i: i > -1, -1, N - 1),
+    "while at least": _while(lambda i: i >= 0, -1, N - 1),
 }
 _SUMS |= {name: lambda x, w, loop=loop: loop(_adding, jnp.zeros((2, 6)), (x, w)) for name, loop in LOOPS.items()}
 
@@ -171,6 +187,10 @@ def _over_both(x: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:
     return jax.shard_map(run, mesh=_SQUARE, in_specs=specs, out_specs=P(), check_vma=False)(x, up, down)
 
 
+def _blocks_added_up(x: jax.Array, w: jax.Array) -> jax.Array:
+    return sharded(lambda x, w: x @ lax.psum(w, "model"), (P(), P("model")), P())(x, w)
+
+
 def _one_in_the_other(x: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:
     def inner(x: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:
         return lax.psum(tanh(x @ up) @ down, ("a", "b"))
@@ -185,15 +205,42 @@ def _one_in_the_other(x: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array
     return run(x, up, down)
 
 
+def _four(x: jax.Array, w: jax.Array) -> jax.Array:
+    mesh = jax.sharding.AbstractMesh((4,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
+    specs = (P(None, "model"), P("model"))
+    return jax.shard_map(lambda x, w: lax.psum(x @ w, "model"), mesh=mesh, in_specs=specs, out_specs=P())(x, w)
+
+
+_NOT_PADDED = np.array([1, 2, 3, 4, 6, 7, 8, 9])
 _MESHES = {
     "over two axes": _over_both,
     "one in the other": _one_in_the_other,
     "blocks gathered on an axis of their own": _mesh(
-        lambda x, up, down: tanh(x @ up) @ lax.all_gather(down, "model").reshape(8, 4), _WHOLE, _ROWS
+        lambda x, up, down: tanh(x @ up) @ lax.all_gather(down, "model", axis=1).swapaxes(0, 1).reshape(8, 4),
+        _WHOLE,
+        _ROWS,
     ),
     "weights turned in blocks": lambda x, up, down: (
         tanh(x @ sharded(lambda w: w[:, ::-1], P(None, "model"), P(None, "model"))(up)) @ down
     ),
+    "weights padded in blocks": lambda x, up, down: (
+        tanh(
+            (x @ sharded(lambda w: jnp.pad(w, ((0, 0), (1, 0))), P(None, "model"), P(None, "model"))(up))[
+                :, _NOT_PADDED
+            ]
+        )
+        @ down
+    ),
+    "averaged weights": _mesh(lambda x, up, down: tanh(x @ lax.pmean(up, "model")) @ down, _WHOLE, _WHOLE),
+    "scattered one by one": _mesh(
+        lambda x, up, down: lax.psum_scatter(
+            (tanh(x @ up) @ down).reshape(2, 2, 2), "model", scatter_dimension=1, tiled=False
+        ),
+        _COLUMNS,
+        _ROWS,
+        out=_COLUMNS,
+    ),
+    "meshes of two sizes": lambda x, up, down: _four(sharded(dense, (P(), _COLUMNS), _COLUMNS)(x, up), down),
     "no mesh": lambda x, up, down: tanh(x @ up) @ down,
     "psum": _mesh(lambda x, up, down: lax.psum(tanh(x @ up) @ down, "model"), _COLUMNS, _ROWS),
     "psum_scatter": _mesh(
@@ -617,6 +664,7 @@ HARD = [
         _ENSEMBLE,
         w=w("i4 i5 o6", "b4 i5 o6"),
     ),
+    case("mesh: blocks of a weight added up", _blocks_added_up, x_(2, 4), w=alone("8 6")),
     *spelled("experts", {"block-diagonal": _block_diagonal}, _ENSEMBLE, w=w("b4 i5 o6")),
     *spelled("added halves of columns, before a loop and in it", _loss_of(_added_halves), _X, w=w("i5 o10")),
 ]
