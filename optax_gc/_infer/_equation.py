@@ -29,6 +29,10 @@ class Equation:
         return self[next((name for name in names if name in self.eqn.params), names[0])]
 
 
+def dtype_of(atom: Any) -> Any:
+    return getattr(atom.aval, "dtype", None)
+
+
 def shape_of(atom: Any) -> Shape:
     return tuple(getattr(atom.aval, "shape", ()))
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from optax_gc._infer._arrays import Axis, Dim, blank
 from optax_gc._infer._constants import ON_NUMBERS, Constant, fold, step_of
-from optax_gc._infer._equation import Equation, open_jaxpr, shape_of
+from optax_gc._infer._equation import Equation, dtype_of, open_jaxpr, shape_of
 from optax_gc._infer._maths import CHOSEN, choice, one_of
 from optax_gc._infer._names import CALLS
 from optax_gc._infer._values import Level, Value
@@ -148,7 +148,7 @@ def _counted(body: Any, n_consts: int, i: int, start: Constant) -> Iterator[np.n
             yield value
             env = {var: value}
             for eqn in reversed(eqns):
-                numbers = [np.asarray(a.val, a.aval.dtype) if type(a) is jex.Literal else env[a] for a in eqn.invars]
+                numbers = [np.asarray(a.val, dtype_of(a)) if type(a) is jex.Literal else env[a] for a in eqn.invars]
                 env[eqn.outvars[0]] = fold(eqn, numbers)
             value = env[out]
 

@@ -52,8 +52,8 @@ def add(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """A sum of products is followed; a weight that is added to data is none."""
     a, b = ins
     level = level_of(ins)
-    if level == Level.DATA and all(shape == eqn.out for shape in eqn.shapes) and _need_no_comparison(walk, a, b):
-        return [joined(a, b)]
+    if all(shape == eqn.out for shape in eqn.shapes) and _need_no_comparison(walk, level, a, b):
+        return [joined(level, a, b)]
     if level < Level.SCALED:
         return elementwise(walk, eqn, ins)
     views = []
@@ -71,9 +71,12 @@ def add(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     return [Value(level, tuple(views))]
 
 
-def _need_no_comparison(walk: Walk, a: Value, b: Value) -> bool:
-    apart = a.all_products and b.all_products and a.uses.isdisjoint(b.uses)
-    return apart and walk.all_unsettled(a) and walk.all_unsettled(b)
+def _need_no_comparison(walk: Walk, level: Level, a: Value, b: Value) -> bool:
+    if level == Level.DATA:
+        apart = a.all_products and b.all_products and a.uses.isdisjoint(b.uses)
+        return apart and walk.all_unsettled(a) and walk.all_unsettled(b)
+    alike = level == Level.WEIGHT and a.spans is not None and a.spans == b.spans
+    return alike and a.sources.isdisjoint(b.sources)
 
 
 def mul(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:

@@ -108,14 +108,21 @@ class Value:
     def all_products(self) -> bool:
         return all(view.product for view in self.views)
 
+    @functools.cached_property
+    def spans(self) -> frozenset[int] | None:
+        """The axes that all of its views vary along, or None where they differ."""
+        spans = {view.spans() for view in self.views}
+        return spans.pop() if len(spans) == 1 else None
 
-def joined(a: Value, b: Value) -> Value:
+
+def joined(level: Level, a: Value, b: Value) -> Value:
     """The views of both, where nothing is to be compared: in time for their number, not for their kinds."""
-    value = Value(Level.DATA, a.views + b.views)
+    value = Value(level, a.views + b.views)
     value.__dict__.update(
         sources=a.sources | b.sources,
         uses=a.uses | b.uses,
         all_products=a.all_products and b.all_products,
+        spans=a.spans if a.spans == b.spans else None,
     )
     return value
 

@@ -12,7 +12,7 @@ import jax.extend.core as jex
 
 from optax_gc._infer._arrays import Dim, UnfollowedError, blank
 from optax_gc._infer._constants import folded, literal
-from optax_gc._infer._equation import Equation, Shape, open_jaxpr
+from optax_gc._infer._equation import Equation, Shape, dtype_of, open_jaxpr
 from optax_gc._infer._facts import facts_after, may_have_facts
 from optax_gc._infer._names import ALWAYS
 from optax_gc._infer._values import Level, Value, facts_of, level_of
@@ -80,7 +80,7 @@ class Walk:
 
         def read(atom: Any) -> Value:
             if type(atom) is jex.Literal:
-                return Value(Level.CONST, known=literal(atom.val, atom.aval.dtype), told=facts_of(atom.val))
+                return Value(Level.CONST, known=literal(atom.val, dtype_of(atom)), told=facts_of(atom.val))
             return env[atom]
 
         outside, self.eqns = self.eqns, jaxpr.eqns

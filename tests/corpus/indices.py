@@ -220,6 +220,11 @@ _INDEXED: dict[str, tuple[Any, Any, str]] = {
         _X,
         "i5 o6",
     ),
+    "a window of positions that the data choose": (
+        lambda x, w: lax.dynamic_slice_in_dim(x @ w, jnp.argmax(x[:, 0, 0]), 3, 1),
+        x_(2, 7, 5),
+        "i5 o6",
+    ),
     "rows by ix_": (lambda x, w: x @ w[np.ix_(_PERMUTATION, np.arange(6)[::-1])], _X, "i5 o6"),
     "rows by a mask": (
         lambda x, w: x[:, :3] @ w[np.array([1, 1, 0, 1, 0], bool)] + x[:, 3:] @ w[np.array([0, 0, 1, 0, 1], bool)],
