@@ -540,3 +540,13 @@ def test_noise_does_not_read_what_is_added_up_later(drop):
         lambda w, x, key: drop(jnp.tanh(jnp.einsum("hti,hio->hto", x, w)), key).sum(0), w, x, jax.random.key(0)
     )
     assert layers[""] == WeightAxes((1,), (2,), (0,))
+
+
+def test_a_scope_with_commas_in_its_name_is_no_einsum():
+    def fn(w, x, y):
+        with jax.named_scope("query, key, value"):
+            for factor in (w, y):
+                x = jax.lax.dot(x, factor)
+            return x
+
+    assert infer_axes(fn, spec(5, 6), spec(2, 5), spec(6, 3))[""] == WeightAxes((0,), (1,))

@@ -18,7 +18,7 @@ from optax_gc._infer._views import Mark, View
 
 _ARITHMETIC = frozenset({*ELEMENTWISE, "add", "sub", "mul", "div", "select_n"})
 _KEEP_ZERO = frozenset({"abs", "sign", "div", "sqrt", "square", "integer_pow", "floor", "ceil", "round"})
-_WITH_ZERO = frozenset({"add", "sub", "max", "min", "or"})  # zero beside zero, and with zero they keep that
+_WITH_ZERO = frozenset({"add", "sub", "max", "min", "or"})  # zero where both operands are
 _PARTS = frozenset({"dynamic_slice", "split"})
 _SOURCES = frozenset({"broadcast_in_dim", "iota"})
 _JOINS = frozenset({"concatenate", "stack"})

@@ -188,7 +188,7 @@ def _one_call(walk: Walk, eqn: Any, earlier: Any) -> bool:
 def _formula(eqn: Any) -> tuple[str, Any] | None:
     """The line and the formula of the `einsum`, of three operands or more, that an equation is a step of."""
     scopes = [step.name for step in getattr(eqn.source_info.name_stack, "stack", ()) if hasattr(step, "name")]
-    several = bool(scopes) and scopes[-1].count(",") > 1
+    several = bool(scopes) and "->" in scopes[-1] and scopes[-1].count(",") > 1
     return (scopes[-1], eqn.source_info.traceback) if several else None
 
 
