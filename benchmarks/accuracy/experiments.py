@@ -129,6 +129,7 @@ EXPERIMENTS = {
         arms=("none", "before", "not depthwise"),
     ),
     "resnet18-sgd": RESNET,
+    "resnet18-short": dataclasses.replace(RESNET, arms=("none", "before"), epochs=30),
     "resnet18-adam": dataclasses.replace(RESNET, arms=PLACEMENTS, optimizer="adam", lr=1e-3),
     "resnet18-adamw": dataclasses.replace(RESNET, arms=PLACEMENTS, optimizer="adamw", lr=1e-3, weight_decay=0.05),
     "resnet18-gn-sgd": dataclasses.replace(RESNET, model=ResNet18("group", 100), arms=PLACEMENTS),

@@ -36,6 +36,7 @@ TITLES = {
     "constraint-adamw": "Adam, decoupled decay",
     "fine-tune-fashion": "Fashion-MNIST, fine-tuning",
     "fine-tune-cifar": "CIFAR-100, fine-tuning",
+    "resnet18-short": "CIFAR-100, ResNet-18, batch norm, 30 epochs",
     "characters": "characters",
     "hazard-decay": "Fashion-MNIST, batch norm, strong decay",
     "hazard-depthwise": "Fashion-MNIST, batch norm, depthwise",

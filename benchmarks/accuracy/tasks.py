@@ -32,6 +32,7 @@ class Classes:
     few: int | None = None  # the first so many of them
     augment: bool = False
     unit = "accuracy %"
+    slow = False  # whether a score takes seconds
     block = 250  # images measured at once
 
     def parts(self, folder):
@@ -73,6 +74,7 @@ class Scenes:
     garments: int = 30_000
     validation: int = 10_000
     scenes: int = 1000  # for validation, and for test
+    slow = False
     block = 25
 
     def parts(self, folder):
@@ -132,6 +134,7 @@ class Boxes(Scenes):
     """The boxes of the garments and their classes, by centres (as in CenterNet, arXiv 1904.07850)."""
 
     unit = "AP at 0.5, %"
+    slow = True
 
     def pair(self, keys, garments, kinds):
         pictures, _, found = scenes(keys, garments, kinds)

@@ -22,6 +22,8 @@ TITLES = {
     "why-scale": "batch norm that takes no mean away",
     "why-norm-first": "batch norm before each convolution",
     "why-centred": "group norm, inputs centred by hand",
+    "why-mean-cifar": "CIFAR-100, a mean over the batch taken away before group norm",
+    "why-centred-cifar": "CIFAR-100, group norm, inputs centred by hand",
 }
 NORMS = {"gn": "group norm", "bn": "batch norm"}
 CLOSE = 1.0  # points below an arm's best rate that still count as working
