@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Callable, Hashable
@@ -156,18 +157,7 @@ def removed_fraction(updates: PyTree, axes: ParamAxes | PyTree | None = None) ->
       0.5 0.0
     """
     plan = layout_plan(updates, None)[0] if axes is None else resolve(axes, updates)
-
-    def share(gradient: jax.Array, in_axes: tuple[int, ...], _: tuple[Hashable, ...]) -> jax.Array:
-        wide = _widen(gradient)
-        # Squares of very large or very small gradients would leave the range of float32.
-        largest = jnp.max(jnp.abs(wide))
-        wide = wide / jnp.where(largest == 0, 1, largest)
-        mean = jnp.mean(wide, in_axes, keepdims=True)
-        inputs = math.prod(gradient.shape[axis] for axis in in_axes)
-        norm = jnp.sum(jnp.abs(wide) ** 2)
-        return jnp.minimum(inputs * jnp.sum(jnp.abs(mean) ** 2) / jnp.where(norm == 0, 1, norm), 1)
-
-    return _map_inputs(share, updates, plan, otherwise=lambda _: jnp.zeros((), jnp.float32))
+    return _map_inputs(_share, updates, plan, otherwise=lambda _: jnp.zeros((), jnp.float32))
 
 
 def _map_inputs(
@@ -231,6 +221,11 @@ def _widen(gradient: jax.Array) -> jax.Array:
     return gradient.astype(jnp.float32) if gradient.dtype.itemsize < 4 else gradient
 
 
+# Outside of jit, one compilation for each shape in place of one for each operation on it.
+_compiled = functools.partial(jax.jit, static_argnums=(1, 2), inline=True)
+
+
+@_compiled
 def _centralize(gradient: jax.Array, in_axes: tuple[int, ...], mesh_axes: tuple[Hashable, ...]) -> jax.Array:
     # Without the barrier XLA for CPU stores the widened array, twice the gradient's size, for both of its readers;
     # behind it the sum widens as it reads.
@@ -239,3 +234,15 @@ def _centralize(gradient: jax.Array, in_axes: tuple[int, ...], mesh_axes: tuple[
     if mesh_axes:
         mean = jax.lax.pmean(mean, mesh_axes)
     return (_widen(gradient) - mean).astype(gradient.dtype)
+
+
+@_compiled
+def _share(gradient: jax.Array, in_axes: tuple[int, ...], _: tuple[Hashable, ...]) -> jax.Array:
+    wide = _widen(gradient)
+    # Squares of very large or very small gradients would leave the range of float32.
+    largest = jnp.max(jnp.abs(wide))
+    wide = wide / jnp.where(largest == 0, 1, largest)
+    mean = jnp.mean(wide, in_axes, keepdims=True)
+    inputs = math.prod(gradient.shape[axis] for axis in in_axes)
+    norm = jnp.sum(jnp.abs(wide) ** 2)
+    return jnp.minimum(inputs * jnp.sum(jnp.abs(mean) ** 2) / jnp.where(norm == 0, 1, norm), 1)

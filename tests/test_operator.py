@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import jax
+import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -402,3 +403,17 @@ def test_removed_fraction_does_not_depend_on_the_scale_of_the_gradient(scale):
 
 def test_removed_fraction_of_a_nan_is_a_nan():
     assert np.isnan(removed_fraction(jnp.array([[np.nan], [1.0]])))
+
+
+def test_outside_of_jit_a_shape_is_compiled_once():
+    grads = {"a": np.ones((13, 7), np.float32), "b": np.ones((13, 7), np.float32), "c": np.ones((7, 13), np.float32)}
+    plan = layout_axes(grads, output_axis=-1)
+    grads = jax.tree.map(jnp.asarray, grads)
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(event) if event.endswith("backend_compile_duration") else None
+    )
+    gc(plan).update(grads, optax.EmptyState())
+    assert len(compiled) == 2
+    removed_fraction(grads, plan)
+    assert len(compiled) == 4

@@ -475,10 +475,15 @@ def draw(seed: int) -> Batched:
 
 
 def _places(program: Program, linear: Callable[[Any, Args], Any]) -> list[tuple[int, int]]:
-    """Returns for each stored axis at how many of its places an output adds up entries: at least, and at most."""
+    """Returns for each stored axis at how many of its places an output adds up entries: at least, and at most.
+
+    Returns nothing where no output does.
+    """
     found = []
     drawn = np.concatenate(supports(program, linear, draws=3 if program.limits else 2))
     drawn = drawn[drawn.any(axis=tuple(range(1, drawn.ndim)))]
+    if not len(drawn):
+        return []
     for k in range(len(program.shape)):
         others = tuple(i for i in range(1, drawn.ndim) if i != k + 1)
         counts = drawn.any(axis=others).sum(axis=1)
@@ -489,6 +494,8 @@ def _places(program: Program, linear: Callable[[Any, Args], Any]) -> list[tuple[
 def judge(program: Batched, found: frozenset[int] | None) -> str:
     """Returns whether these input axes are right, wrong or undecided."""
     units = _places(program, program.linear)
+    if not units:
+        return "right"  # the weight is multiplied by zeros and has no gradient
     perhaps = _places(program, program.after) if program.after else units
     certain, possible, broken = set(), set(), False
     for k, (role, size) in enumerate(zip(program.roles, program.shape, strict=True)):
