@@ -205,8 +205,9 @@ def _outputs(view: View) -> Hashable:
 
 
 def _batches(views: Iterable[View]) -> set[Hashable]:
+    """Which batch entry each unit is of, by where on the value it lies."""
     return {
-        (a, coord.key())
+        (a, coord.key(), *((axis.lo, axis.hi) for axis in view.axes if not set(axis.dims).isdisjoint(coord.dims)))
         for view in views
         for a, coord in enumerate(view.coords)
         if not view.shared.isdisjoint(coord.dims) and view.summed.isdisjoint(coord.dims)

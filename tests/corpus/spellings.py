@@ -432,6 +432,14 @@ _ADDED: dict[str, Any] = {
     "flipped": lambda y: y[::-1].sum(0),
     "rolled onto itself": lambda y: y + jnp.roll(y, 1, 0),
     "differences": lambda y: y[1:] - y[:-1],
+    "shifted onto itself": lambda y: sum(jnp.pad(y, ((lo, 1 - lo), (0, 0), (0, 0))) for lo in (0, 1)),
+    "shifted by two": lambda y: sum(
+        jnp.pad(y[..., ::step], ((lo, 2 - lo), (0, 0), (0, 0))) for lo, step in ((0, 1), (2, -1))
+    ),
+    "joined on the last axis, a scan": lambda y: scan(
+        operator.add, jnp.zeros((2, 6)), jnp.concatenate(list(y), -1).reshape(4, 2, 6)
+    ),
+    "a jitted scan, a row of it": lambda y: jax.jit(lambda y: scan(operator.add, jnp.zeros((2, 6)), y))(y)[1:2],
     "padded": lambda y: jnp.pad(y, ((1, 2), (0, 0), (0, 0))).sum(0),
     "transposed": lambda y: y.transpose(1, 2, 0).sum(-1),
     "flattened": lambda y: y.reshape(4, 12).sum(0),
@@ -487,6 +495,13 @@ ADDED = spelled(
     _ENSEMBLE,
     w=w("i4 i5 o6"),
 )
+_STACKED = {name: _ADDED[name] for name in ("joined on the last axis, a scan", "a jitted scan, a row of it")}
+ADDED += spelled(
+    "stack of products added up",
+    {name: lambda x, w, f=f: f(jnp.stack([x[i] @ w[i] for i in range(4)])) for name, f in _STACKED.items()},
+    _ENSEMBLE,
+    w=w("i4 i5 o6"),
+)
 CLOSED = spelled(
     "batch closed",
     {name: lambda x, g, w, f=f: f(products(x, w), g) for name, f in _CLOSED.items()},
@@ -495,6 +510,22 @@ CLOSED = spelled(
 )
 
 # Sizes of one.
+
+
+def _overlapping(first: jax.Array, second: jax.Array) -> jax.Array:
+    """Three columns and three more, of which one is added to one of the first."""
+    return jnp.pad(first, ((0, 0), (0, 2))) + jnp.pad(second, ((0, 0), (2, 0)))
+
+
+def _mixed_with_another(x: jax.Array, w: jax.Array) -> jax.Array:
+    y, z = x @ w, tanh(x) @ w
+    return tanh(_overlapping(y[:, :3], y[:, 3:]) + jnp.pad(z[:, 1:3], ((0, 0), (0, 3))))
+
+
+_OVERLAPPING = {
+    "of two products": lambda x, w: tanh(_overlapping(x @ w[:, :3], x @ w[:, 3:])),
+    "of one product, and of another": _mixed_with_another,
+}
 
 
 def _small(n: int, b: int, i: int, o: int) -> list[Case]:
@@ -664,6 +695,7 @@ HARD = [
         _ENSEMBLE,
         w=w("i4 i5 o6", "b4 i5 o6"),
     ),
+    *spelled("columns that overlap", _OVERLAPPING, x_(2, 4), w=alone("4 6")),
     case("mesh: blocks of a weight added up", _blocks_added_up, x_(2, 4), w=alone("8 6")),
     *spelled("experts", {"block-diagonal": _block_diagonal}, _ENSEMBLE, w=w("b4 i5 o6")),
     *spelled("added halves of columns, before a loop and in it", _loss_of(_added_halves), _X, w=w("i5 o10")),

@@ -320,6 +320,14 @@ def _windowed(make: Maker, spec: Spec, k: int) -> Step:
     return f"reduce_window {window}", run, _resized(spec, k, spec[k].size - window[k] + 1)
 
 
+def _shifted(make: Maker, spec: Spec, k: int) -> Step:
+    """Adds it to itself, further along: its ends meet where it is longer than the shift."""
+    by = make.choice([1, 1, 2, 3])
+    ways = [[(lo, by - lo) if i == k else (0, 0) for i in range(len(spec))] for lo in (0, by)]
+    run = lambda env, y: sum(jnp.pad(y, way) for way in ways)  # noqa: E731
+    return f"y + y shifted by {by} on {k}", run, _resized(spec, k, spec[k].size + by)
+
+
 def _fourier(make: Maker, spec: Spec, k: int) -> Step:
     make.masked = True  # some of its cosines are zero
     return f"fft along {k}, real", lambda env, y: jnp.fft.fft(y, axis=k).real, spec
@@ -382,7 +390,7 @@ def _wrapped(make: Maker, spec: Spec, k: int) -> Step | None:
 
 
 _LINEAR = [_summed, _added, _contracted, _multiplied_by_matrix, _convolved, _cumulated, _segments, _windowed, _fourier]
-_LINEAR += [_carried, _psummed, _picked, _chosen, _wrapped]
+_LINEAR += [_shifted, _carried, _psummed, _picked, _chosen, _wrapped]
 
 
 def _step(make: Maker, spec: Spec) -> Step:
