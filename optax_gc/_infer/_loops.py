@@ -203,6 +203,15 @@ def _loop(
             break
         walk.take_back(said)
     sums = {mark.of for mark in marks if mark and isinstance(mark.of, Mark)}
+    leaks: set[Mark] = set()  # sums that are seen before they are complete
+    kept = []
+    for result, mark in zip(results, marks, strict=False):
+        others = sums - {mark.of} if mark else frozenset[Mark]()
+        kept.append(_without(walk, result.views, others, leaks))
+    added = leaks.copy()
+    stacked = [
+        dataclasses.replace(value, views=_without(walk, value.views, sums, leaks)) for value in results[len(carry) :]
+    ]
     outs = []
     for i, (value, result) in enumerate(zip(carry, results, strict=False)):
         if counters[i]:
@@ -213,14 +222,13 @@ def _loop(
         elif (mark := marks[i]) is None:
             outs.append(Value(levels[i], result.views, hidden=result.hidden))
         else:
-            views = _without(walk, result.views, sums - {mark.of})
-            outs.append(Value(Level.DATA, _carried(walk, value.views, mark, views, step)))
-    stacked = results[len(carry) :]
-    return [*outs, *(dataclasses.replace(v, views=_without(walk, v.views, sums)) for v in stacked)]
+            views = _carried(walk, value.views, mark, kept[i], step, mark.of in leaks, mark.of in added)
+            outs.append(Value(Level.DATA, views))
+    return [*outs, *stacked]
 
 
-def _without(walk: Walk, views: Sequence[View], sums: Set[Mark]) -> tuple[View, ...]:
-    """What a loop gives of a sum before it is complete stands for itself; what else is in it is left alone."""
+def _without(walk: Walk, views: Sequence[View], sums: Set[Mark], leaks: set[Mark]) -> tuple[View, ...]:
+    """Takes out, and notes, what is a sum that is not complete; what it was added to is left alone."""
     partial = {view.of for view in views if isinstance(view.of, Mark) and view.of in sums}
     if not partial:
         return tuple(views)
@@ -229,8 +237,7 @@ def _without(walk: Walk, views: Sequence[View], sums: Set[Mark]) -> tuple[View, 
         walk.close(own)
     else:
         walk.refuse(own, MOVES)
-    for mark in partial:
-        walk.read(mark)
+    leaks |= partial
     return tuple(view for view in views if isinstance(view.of, Mark) and view.of not in sums)
 
 
@@ -239,9 +246,25 @@ def _come_back(before: Sequence[View], after: Sequence[View]) -> bool:
 
 
 def _carried(
-    walk: Walk, start: Sequence[View], mark: View, results: Sequence[View], step: Dim | None
+    walk: Walk,
+    start: Sequence[View],
+    mark: View,
+    results: Sequence[View],
+    step: Dim | None,
+    leaks: bool,
+    added: bool,
 ) -> tuple[View, ...]:
-    """What a loop over data returns: where it adds to its carry and does not read it, a sum over its steps."""
+    """What a loop over data returns: where it adds to its carry and does not read it, a sum over its steps.
+
+    Args:
+      walk: the walk.
+      start: what the loop starts from.
+      mark: what stands for the carry in the body.
+      results: what the body makes of it.
+      step: the step of the loop.
+      leaks: whether the carry is seen, unread, before the loop is over.
+      added: whether it is seen in what the loop carries.
+    """
     walk.refuse([view for view in start if not view.product], "where a loop over data starts")
     start = [view for view in start if view.product]
     mine = [view for view in results if view.of is mark.of]
@@ -250,9 +273,11 @@ def _carried(
     assert isinstance(mark.of, Mark)
     read = walk.was_read(mark.of)
     adds_up = len(mine) == 1 and same(mine[0], mark)
-    if mine and not adds_up and not (read and all(view.lost or same(view, mark) for view in mine)):
+    moves = bool(mine) and not adds_up and not (read and all(v.lost or same(v.replace(torn=False), mark) for v in mine))
+    in_part = leaks and not read and (bool(mine) or added) and any(step in view.varying() for view in own)
+    if moves or in_part:
         walk.refuse([*start, *own], MOVES)
-    elif not mine or read:
+    elif not mine or read or leaks:
         walk.close(start)
         walk.close(own)
     elif any(view.picks for view in own):

@@ -121,7 +121,7 @@ def _scaled(
 
 def _holed(value: Value, shape: tuple[int, ...], factor: Value, size: int, out: tuple[int, ...]) -> Value:
     """Where a constant factor is zero, there is no weight."""
-    whole = size == 1 and not (factor.known and factor.known.loops)
+    whole = size == 1 and not (factor.known and factor.known.loops) and not factor.facts.zero
     if not value.views or factor.level > Level.NOISE or shape != out or whole:
         return value
     there = _numbers(factor)
@@ -188,19 +188,32 @@ def one_of(cases: Sequence[Sequence[View]]) -> list[View]:
 
 
 def choice(walk: Walk, cases: Sequence[Value]) -> tuple[View, ...]:
-    """Products of which one case is chosen go on where all that have any agree; else each is a unit of its own."""
+    """Products of which one case is chosen go on where all that have any agree; else each is a unit of its own.
+
+    What a loop carries is a sum only while nothing can take its place.
+    """
     uses: dict[Param | Mark, set[frozenset[Use | None]]] = collections.defaultdict(set)
     kept: list[View] = []
     products_of = [[view for view in case.views if view.product] for case in cases]
+    carried = [{view.of for view in products if isinstance(view.of, Mark)} for products in products_of]
+    everywhere = set.intersection(*carried)
     for case, products in zip(cases, products_of, strict=True):
         walk.refuse([view for view in case.views if not view.product], "chosen in place of data")
         for source in {view.of for view in products}:
             uses[source].add(frozenset(view.use for view in products if view.of is source))
-    for products in products_of:
-        walk.close([view for view in products if len(uses[view.of]) > 1])
+    for products, marks in zip(products_of, carried, strict=True):
+        replaces = marks != set.union(*carried)
+        own = [view for view in products if isinstance(view.of, Param) and (replaces or len(uses[view.of]) > 1)]
+        if not all(map(walk.was_read, marks)):
+            walk.refuse(own, "chosen where a loop adds up")
+        else:
+            walk.close(own)
         for view in products:
-            open_ = len(uses[view.of]) == 1 and not walk.is_settled(view)
-            if open_ and not any(same(view, other) for other in kept):
+            if view in own or walk.is_settled(view):
+                continue
+            if isinstance(view.of, Mark) and view.of not in everywhere:
+                view = view.replace(torn=True)
+            if not any(same(view, other) for other in kept):
                 kept.append(view)
     return tuple(kept)
 

@@ -489,6 +489,56 @@ _CLOSED: dict[str, Any] = {
     "tanh, a cumsum": lambda y, g: jnp.cumsum(tanh(y), 0),
 }
 _ENSEMBLE, _GATES = x_(4, 2, 5), x_(4, 2, 1)
+
+
+_SUM = jnp.zeros((2, 6))
+_PAIR = (_SUM, _SUM)
+
+
+def _carried(body: Any, carry: Any = _SUM) -> Any:
+    """A loop over data and weights: what `body(carry, y)` makes of each product, what it carries and what it gives."""
+    return lambda x, w: lax.scan(lambda c, at: body(c, at[0] @ at[1]), carry, (x, w))
+
+
+# Sums of products of some steps: no unit has whole axes.
+_IN_PART = {
+    "sums of sums": lambda x, w: _carried(lambda c, y: ((c[0] + y, c[1] + c[0]), None), _PAIR)(x, w)[0][1],
+    "a sum and the sums of its steps": lambda x, w: _carried(lambda c, y: ((c[0] + y, c[1] + c[0]), None), _PAIR)(x, w)[
+        0
+    ],
+    "a sum a step late": lambda x, w: _carried(lambda c, y: ((y, c[1] + c[0]), None), _PAIR)(x, w)[0][1],
+    "sums before the step": lambda x, w: _carried(lambda c, y: (c + y, c))(x, w)[1],
+    "the step before, and this": lambda x, w: _carried(lambda c, y: (y, c + y))(x, w)[1],
+    "turned sums beside": lambda x, w: _carried(lambda c, y: ((c[0] + y, c[1] + c[0][:, ::-1]), None), _PAIR)(x, w)[0],
+    "outputs turned": lambda x, w: _carried(lambda c, y: (c[:, ::-1] + y, None))(x, w)[0],
+    "swapped": lambda x, w: _carried(lambda c, y: ((c[1], c[0] + y), None), _PAIR)(x, w)[0],
+    "started again": lambda x, w: lax.fori_loop(
+        0, 4, lambda i, c: lax.cond(i == 2, jnp.zeros_like, lambda c: c, c) + x[i] @ w[i], _SUM
+    ),
+    "times zero": lambda x, w: lax.fori_loop(
+        0, 4, lambda i, c: lax.cond(i == 2, lambda c: 0 * c, lambda c: c, c) + x[i] @ w[i], _SUM
+    ),
+    "replaced and added to": lambda x, w: lax.fori_loop(
+        0, 4, lambda i, c: jnp.where(i == 2, tanh(x[i]) @ w[i], c) + x[i] @ w[i], _SUM
+    ),
+}
+_OF_A_STEP = {
+    "the step before": lambda x, w: _carried(lambda c, y: (y, c))(x, w)[1],
+    "the last step": lambda x, w: lax.fori_loop(0, 4, lambda i, c: x[i] @ w[i], _SUM),
+    "one step": lambda x, w: lax.fori_loop(0, 4, lambda i, c: jnp.where(i == 2, x[i] @ w[i], c), _SUM),
+    "one step, by cond": lambda x, w: lax.fori_loop(
+        0, 4, lambda i, c: lax.cond(i == 2, lambda c: x[i] @ w[i], lambda c: c, c), _SUM
+    ),
+    "one step, by data": lambda x, w: lax.fori_loop(0, 4, lambda i, c: jnp.where(x[i, 0, 0] > 0, x[i] @ w[i], c), _SUM),
+}
+_ADDED_IN_A_LOOP = {
+    "one of two products": lambda x, w: lax.fori_loop(
+        0, 4, lambda i, c: jnp.where(i % 2 == 0, c + x[i] @ w[i], c + tanh(x[i]) @ w[i]), _SUM
+    ),
+    "one of two products, by data": lambda x, w: lax.fori_loop(
+        0, 4, lambda i, c: jnp.where(x[i, 0, 0] > 0, c + x[i] @ w[i], c + tanh(x[i]) @ w[i]), _SUM
+    ),
+}
 ADDED = spelled(
     "batch added up",
     {name: lambda x, w, f=f: f(products(x, w)) for name, f in _ADDED.items()},
@@ -684,11 +734,14 @@ CASES = [
     *spelled("experts", _EXPERTS, _ENSEMBLE, w=w("b4 i5 o6", "o4 i5 o6")),
     *STACKS,
     *CLOSED,
+    *spelled("products of a loop", _OF_A_STEP, _ENSEMBLE, w=w("b4 i5 o6")),
     *SIZES,
     *GRADIENTS,
 ]
 HARD = [
     *ADDED,
+    *spelled("sums of a loop in part", _IN_PART, _ENSEMBLE, w=alone("4 5 6")),
+    *spelled("sums of a loop", _ADDED_IN_A_LOOP, _ENSEMBLE, w=w("i4 i5 o6")),
     *spelled(
         "batch added up",
         {"with its outputs": lambda x, w: products(x, w).sum()},
