@@ -273,11 +273,11 @@ def _carried(
     assert isinstance(mark.of, Mark)
     read = walk.was_read(mark.of)
     adds_up = len(mine) == 1 and same(mine[0], mark)
-    moves = bool(mine) and not adds_up and not (read and all(v.lost or same(v.replace(torn=False), mark) for v in mine))
-    in_part = leaks and not read and (bool(mine) or added) and any(step in view.varying() for view in own)
-    if moves or in_part:
+    stays = all(view.lost or same(view.replace(torn=False), mark) for view in mine)
+    in_part = (bool(mine) and not adds_up) or (leaks and (bool(mine) or added))
+    if not stays or (in_part and not read and any(step in view.varying() for view in own)):
         walk.refuse([*start, *own], MOVES)
-    elif not mine or read or leaks:
+    elif not mine or not adds_up or read or leaks:
         walk.close(start)
         walk.close(own)
     elif any(view.picks for view in own):

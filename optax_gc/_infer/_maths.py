@@ -196,22 +196,20 @@ def choice(walk: Walk, cases: Sequence[Value]) -> tuple[View, ...]:
     kept: list[View] = []
     products_of = [[view for view in case.views if view.product] for case in cases]
     carried = [{view.of for view in products if isinstance(view.of, Mark)} for products in products_of]
-    everywhere = set.intersection(*carried)
     for case, products in zip(cases, products_of, strict=True):
         walk.refuse([view for view in case.views if not view.product], "chosen in place of data")
         for source in {view.of for view in products}:
             uses[source].add(frozenset(view.use for view in products if view.of is source))
-    for products, marks in zip(products_of, carried, strict=True):
-        replaces = marks != set.union(*carried)
-        own = [view for view in products if isinstance(view.of, Param) and (replaces or len(uses[view.of]) > 1)]
-        if not all(map(walk.was_read, marks)):
-            walk.refuse(own, "chosen where a loop adds up")
-        else:
+    for products in products_of:
+        own = [view for view in products if len(uses[view.of]) > 1]
+        if all(map(walk.was_read, set.union(*carried))):
             walk.close(own)
+        else:
+            walk.refuse(own, "chosen where a loop adds up")
         for view in products:
-            if view in own or walk.is_settled(view):
+            if len(uses[view.of]) > 1 or walk.is_settled(view):
                 continue
-            if isinstance(view.of, Mark) and view.of not in everywhere:
+            if isinstance(view.of, Mark) and view.of not in set.intersection(*carried):
                 view = view.replace(torn=True)
             if not any(same(view, other) for other in kept):
                 kept.append(view)
@@ -262,7 +260,7 @@ def summed_up(walk: Walk, view: View, rest: View, gone: set[Dim]) -> Iterator[Vi
     big = {dim for dim in gone if dim.size > 1}
     chosen = {dim for _, dims in view.picks for dim in dims}
     if isinstance(view.of, Mark):
-        walk.read(view.of)
+        yield rest.replace(torn=True)
     elif big & chosen:
         walk.refuse([view], CHOSEN)
     elif big & view.shared:

@@ -164,7 +164,7 @@ class Walk:
                 self.ended[view.use] = None
                 together[view.of, view.stopped].append(view)
         for (param, _), group in together.items():
-            if len({view.use for view in group}) == 1:
+            if len({view.use for view in group}) == 1 and not self.aside:
                 self._settled[group[0].use] = None
             self._judged(param, group)
 

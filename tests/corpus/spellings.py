@@ -525,6 +525,8 @@ _IN_PART = {
 _OF_A_STEP = {
     "the step before": lambda x, w: _carried(lambda c, y: (y, c))(x, w)[1],
     "the last step": lambda x, w: lax.fori_loop(0, 4, lambda i, c: x[i] @ w[i], _SUM),
+}
+_ONE_STEP = {
     "one step": lambda x, w: lax.fori_loop(0, 4, lambda i, c: jnp.where(i == 2, x[i] @ w[i], c), _SUM),
     "one step, by cond": lambda x, w: lax.fori_loop(
         0, 4, lambda i, c: lax.cond(i == 2, lambda c: x[i] @ w[i], lambda c: c, c), _SUM
@@ -741,6 +743,7 @@ CASES = [
 HARD = [
     *ADDED,
     *spelled("sums of a loop in part", _IN_PART, _ENSEMBLE, w=alone("4 5 6")),
+    *spelled("products of a loop", _ONE_STEP, _ENSEMBLE, w=w("b4 i5 o6")),
     *spelled("sums of a loop", _ADDED_IN_A_LOOP, _ENSEMBLE, w=w("i4 i5 o6")),
     *spelled(
         "batch added up",
