@@ -23,7 +23,8 @@ _PARTS = frozenset({"dynamic_slice", "split"})
 _SOURCES = frozenset({"broadcast_in_dim", "iota"})
 _JOINS = frozenset({"concatenate", "stack"})
 _SCATTERS = frozenset({"scatter", "scatter-add"})
-_FOLLOWED = frozenset({*_ARITHMETIC, *SAME, *MOVES, *_PARTS, *_JOINS, *_SCATTERS, "stop_gradient", "unstack", "gather"})
+_OTHERS = frozenset({"dot_general", "gather", "stop_gradient", "unstack"})
+_FOLLOWED = frozenset({*_ARITHMETIC, *SAME, *MOVES, *_PARTS, *_JOINS, *_SCATTERS, *_OTHERS})
 
 
 def may_have_facts(eqn: Any, ins: Sequence[Value]) -> bool:
@@ -62,7 +63,23 @@ def facts_after(eqn: Any, ins: Sequence[Value], result: int) -> Facts:
         kept = [t for t in range(len(shape_of(eqn.invars[0]))) if t not in gone]
         hot = {o for o, t in zip(numbers.offset_dims, kept, strict=True) if t in first.hot}
         return Facts(hot=_gone(first) | hot, zero=first.zero)
+    if name == "dot_general":
+        return _outer(eqn.params["dimension_numbers"], ins, [len(shape_of(atom)) for atom in eqn.invars])
     return NOTHING
+
+
+def _outer(numbers: Any, ins: Sequence[Value], ranks: Sequence[int]) -> Facts:
+    """A product that contracts nothing is an elementwise one of operands that are broadcast."""
+    contracted, batches = numbers
+    if any(map(len, contracted)):
+        return NOTHING
+    facts, free = [], len(batches[0])
+    for value, batch, rank in zip(ins, batches, ranks, strict=True):
+        order = [*batch, *(t for t in range(rank) if t not in batch)]
+        places = {t: o if o < len(batch) else o - len(batch) + free for o, t in enumerate(order)}
+        facts.append(Facts(hot=frozenset(places.get(t, GONE) for t in value.facts.hot), zero=value.facts.zero))
+        free += rank - len(batch)
+    return _arithmetic("mul", facts)
 
 
 def _gone(facts: Facts) -> frozenset[int]:

@@ -441,8 +441,20 @@ CLIPPED = spelled(
 
 NO_LOOKUPS = [case(f"no lookup: {name}", f, x, **params) for name, (f, x, params) in _NO_LOOKUPS.items()]
 
+_KERNELS = {
+    "einsum of three": lambda x, t, w: jnp.einsum("bk,bi,kio->bo", jax.nn.one_hot(t, 4), x, w),
+    "outer product, then einsum": lambda x, t, w: jnp.einsum(
+        "bki,kio->bo", jnp.einsum("bk,bi->bki", jax.nn.one_hot(t, 4), x), w
+    ),
+    "outer product by hand, flat": lambda x, t, w: (
+        (jax.nn.one_hot(t, 4)[:, :, None] * x[:, None]).reshape(3, 20) @ w.reshape(20, 6)
+    ),
+    "without a batch": lambda x, t, w: jnp.einsum("i,k,kio->o", x[0], jax.nn.one_hot(t[0], 4), w),
+}
+
 CASES = [*LOOKUPS, *NO_LOOKUPS, *INDEXED, *MASKED, *PARTIAL, *CLIPPED]
 HARD = [
+    *spelled("kernel by a one-hot", _KERNELS, [x_(3, 5), jax.ShapeDtypeStruct((3,), jnp.int32)], w=w("b4 i5 o6")),
     *spelled(
         "Toeplitz",
         {"gathered": lambda x, c: x @ c[_LAGS], "taken": lambda x, c: jnp.einsum("bi,io->bo", x, jnp.take(c, _LAGS))},
