@@ -231,7 +231,8 @@ class Walk:
         )
 
     def read(self, mark: Mark) -> None:
-        self._read[mark] = None
+        if not self.aside:
+            self._read[mark] = None
 
     def was_read(self, mark: Mark) -> bool:
         return mark in self._read

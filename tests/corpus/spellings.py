@@ -509,6 +509,7 @@ _IN_PART = {
     "a sum a step late": lambda x, w: _carried(lambda c, y: ((y, c[1] + c[0]), None), _PAIR)(x, w)[0][1],
     "sums before the step": lambda x, w: _carried(lambda c, y: (c + y, c))(x, w)[1],
     "the step before, and this": lambda x, w: _carried(lambda c, y: (y, c + y))(x, w)[1],
+    "rows of this step and the one before, summed": lambda x, w: _carried(lambda c, y: (y, (c + y).sum(0)))(x, w)[1],
     "turned sums beside": lambda x, w: _carried(lambda c, y: ((c[0] + y, c[1] + c[0][:, ::-1]), None), _PAIR)(x, w)[0],
     "outputs turned": lambda x, w: _carried(lambda c, y: (c[:, ::-1] + y, None))(x, w)[0],
     "swapped": lambda x, w: _carried(lambda c, y: ((c[1], c[0] + y), None), _PAIR)(x, w)[0],
@@ -534,6 +535,8 @@ _ONE_STEP = {
     "one step, by data": lambda x, w: lax.fori_loop(0, 4, lambda i, c: jnp.where(x[i, 0, 0] > 0, x[i] @ w[i], c), _SUM),
 }
 _ADDED_IN_A_LOOP = {
+    "beside its tanh, which nobody uses": lambda x, w: _carried(lambda c, y: ((tanh(y), c + y)[1], None))(x, w)[0],
+    "beside what nobody uses": lambda x, w: _carried(lambda c, y: ((jnp.where(c > 0, y, c), c + y)[1], None))(x, w)[0],
     "one of two products": lambda x, w: lax.fori_loop(
         0, 4, lambda i, c: jnp.where(i % 2 == 0, c + x[i] @ w[i], c + tanh(x[i]) @ w[i]), _SUM
     ),
