@@ -66,7 +66,7 @@ def add(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
                     views.append(view)
             elif not view.product:
                 walk.close([view], "added to the data")
-            elif not walk.is_settled(view):
+            elif not walk.is_settled(view) or any(isinstance(of, Mark) for of in other.sources):
                 views.append(view)
     return [Value(level, tuple(views))]
 
@@ -120,8 +120,10 @@ def _scaled(
 
 
 def _holed(value: Value, shape: tuple[int, ...], factor: Value, size: int, out: tuple[int, ...]) -> Value:
-    """Where a constant factor is zero, there is no weight."""
-    whole = size == 1 and not (factor.known and factor.known.loops) and not factor.facts.zero
+    """Where a constant factor is zero, there is no weight, and nothing of what a loop carries where all of it is."""
+    if factor.facts.zero:
+        value = dataclasses.replace(value, views=tuple(view for view in value.views if isinstance(view.of, Param)))
+    whole = size == 1 and not (factor.known and factor.known.loops)
     if not value.views or factor.level > Level.NOISE or shape != out or whole:
         return value
     there = _numbers(factor)
