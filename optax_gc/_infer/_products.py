@@ -126,7 +126,7 @@ def _activations(walk: Walk, eqn: Equation, ins: Sequence[Value], sides: Sequenc
     if repeated[0] == repeated[1]:
         return ins
     walk.refuse(ins[repeated.index(True)].views, ACTS_AS_DATA)
-    return [Value(Level.DATA) if acts else value for value, acts in zip(ins, repeated, strict=True)]
+    return [Value(Level.DATA, told=value.facts) if acts else value for value, acts in zip(ins, repeated, strict=True)]
 
 
 def _is_weight(value: Value, other: Value) -> bool:

@@ -453,7 +453,16 @@ _KERNELS = {
 }
 
 CASES = [*LOOKUPS, *NO_LOOKUPS, *INDEXED, *MASKED, *PARTIAL, *CLIPPED]
+
+
+def _by_a_param(x: jax.Array, s: jax.Array, e: jax.Array) -> jax.Array:
+    """Rows that a param chooses, repeated for each example."""
+    chosen = jnp.abs(jnp.broadcast_to(s, x.shape)[:, 0]).astype(jnp.int32) % 2
+    return tanh(jax.nn.one_hot(chosen, 2) @ e) + x.sum()
+
+
 HARD = [
+    case("one-hot of a param, repeated", _by_a_param, x_(3, 4), s=alone("4"), e=alone("2 5")),
     *spelled("kernel by a one-hot", _KERNELS, [x_(3, 5), jax.ShapeDtypeStruct((3,), jnp.int32)], w=w("b4 i5 o6")),
     *spelled(
         "Toeplitz",
