@@ -262,8 +262,8 @@ def _carried(
       mark: what stands for the carry in the body.
       results: what the body makes of it.
       step: the step of the loop.
-      leaks: whether the carry is seen, unread, before the loop is over.
-      added: whether it is seen in what the loop carries.
+      leaks: whether the carry is seen before the loop is over.
+      added: whether it is seen in something else that the loop carries.
     """
     walk.refuse([view for view in start if not view.product], "where a loop over data starts")
     start = [view for view in start if view.product]

@@ -121,7 +121,7 @@ def _scaled(
 
 def _holed(value: Value, shape: tuple[int, ...], factor: Value, size: int, out: tuple[int, ...]) -> Value:
     """Where a constant factor is zero, there is no weight, and nothing of what a loop carries where all of it is."""
-    if factor.facts.zero:
+    if any(isinstance(of, Mark) for of in value.sources) and factor.facts.zero:
         value = dataclasses.replace(value, views=tuple(view for view in value.views if isinstance(view.of, Param)))
     whole = size == 1 and not (factor.known and factor.known.loops)
     if not value.views or factor.level > Level.NOISE or shape != out or whole:
