@@ -542,6 +542,17 @@ def test_noise_does_not_read_what_is_added_up_later(drop):
     assert layers[""] == WeightAxes((1,), (2,), (0,))
 
 
+@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg"])
+@pytest.mark.parametrize("make", [jax.random.key, jax.random.PRNGKey], ids=["typed", "legacy"])
+def test_a_key_is_no_data_whatever_generator_it_is_for(implementation, make):
+    def with_noise(w, x, key):
+        return x @ (w["mean"] + w["spread"] * jax.random.normal(key, (5, 6)))
+
+    with jax.default_prng_impl(implementation):
+        plan = infer_axes(with_noise, {"mean": spec(5, 6), "spread": spec(5, 6)}, spec(2, 5), make(0))
+    assert plan["mean"] == plan["spread"] == WeightAxes((0,), (1,))
+
+
 def test_a_scope_with_commas_in_its_name_is_no_einsum():
     def fn(w, x, y):
         with jax.named_scope("query, key, value"):

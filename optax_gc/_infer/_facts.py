@@ -13,14 +13,15 @@ from optax_gc._infer._arrays import Named, UnfollowedError, blank
 from optax_gc._infer._equation import Equation, Shape, shape_of
 from optax_gc._infer._layout import MOVES
 from optax_gc._infer._names import ELEMENTWISE, SAME
-from optax_gc._infer._values import GONE, NOTHING, Facts, Level, Value
-from optax_gc._infer._views import Mark, View
+from optax_gc._infer._values import GONE, NOTHING, Facts, Level, Value, level_of
+from optax_gc._infer._views import Mark, Mask, View
 
 _ARITHMETIC = frozenset({*ELEMENTWISE, "add", "sub", "mul", "div", "select_n"})
 _KEEP_ZERO = frozenset({"abs", "sign", "div", "sqrt", "square", "integer_pow", "floor", "ceil", "round"})
 _WITH_ZERO = frozenset({"add", "sub", "max", "min", "or"})  # zero where both operands are
 _PARTS = frozenset({"dynamic_slice", "split"})
-_SOURCES = frozenset({"broadcast_in_dim", "iota"})
+_COMPARISONS = frozenset({"eq", "ne", "lt", "le", "gt", "ge"})
+_SOURCES = frozenset({"broadcast_in_dim", "iota", *_COMPARISONS})
 _JOINS = frozenset({"concatenate", "stack"})
 _SCATTERS = frozenset({"scatter", "scatter-add"})
 _OTHERS = frozenset({"dot_general", "gather", "stop_gradient", "unstack"})
@@ -41,14 +42,17 @@ def facts_after(eqn: Any, ins: Sequence[Value], result: int) -> Facts:
     if name in SAME or name == "stop_gradient":
         return ins[result].facts
     if name in _ARITHMETIC:
-        return _arithmetic(name, [_spread(v.facts, shape_of(a), out) for v, a in zip(ins, eqn.invars, strict=True)])
+        found = _arithmetic(name, [_spread(v.facts, shape_of(a), out) for v, a in zip(ins, eqn.invars, strict=True)])
+        by_data = name in _COMPARISONS and level_of(ins) == Level.DATA
+        return dataclasses.replace(found, masks=frozenset([Mask()]), masked=found.flat) if by_data else found
     if name in MOVES:
         return _moved(Equation(eqn), ins)
     if name == "iota":
         every, along = frozenset(range(len(out))), frozenset([eqn.params["dimension"]])
         return Facts(flat=every - along, distinct=along)
     if name in _PARTS:
-        return Facts(first.flat, first.hot | _gone(first), zero=first.zero)
+        masks = first.masks_of_part(_shorter(shape_of(eqn.invars[0]), out))
+        return Facts(first.flat, first.hot | _gone(first), masks=masks, masked=first.masked, zero=first.zero)
     if name == "unstack":
         return first.shifted(eqn.params["axis"], -1)
     if name in _JOINS:
@@ -61,8 +65,12 @@ def facts_after(eqn: Any, ins: Sequence[Value], result: int) -> Facts:
         numbers = eqn.params["dimension_numbers"]
         gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
         kept = [t for t in range(len(shape_of(eqn.invars[0]))) if t not in gone]
-        hot = {o for o, t in zip(numbers.offset_dims, kept, strict=True) if t in first.hot}
-        return Facts(hot=_gone(first) | hot, zero=first.zero)
+        hot, masked = (
+            frozenset(o for o, t in zip(numbers.offset_dims, kept, strict=True) if t in axes)
+            for axes in (first.hot, first.masked)
+        )
+        masks = first.masks_of_part(gone | _shorter(shape_of(eqn.invars[0]), eqn.params["slice_sizes"]))
+        return Facts(hot=_gone(first) | hot, masks=masks, masked=masked, zero=first.zero)
     if name == "dot_general":
         return _outer(eqn.params["dimension_numbers"], ins, [len(shape_of(atom)) for atom in eqn.invars])
     return NOTHING
@@ -77,7 +85,9 @@ def _outer(numbers: Any, ins: Sequence[Value], ranks: Sequence[int]) -> Facts:
     for value, batch, rank in zip(ins, batches, ranks, strict=True):
         order = [*batch, *(t for t in range(rank) if t not in batch)]
         places = {t: o if o < len(batch) else o - len(batch) + free for o, t in enumerate(order)}
-        facts.append(Facts(hot=frozenset(places.get(t, GONE) for t in value.facts.hot), zero=value.facts.zero))
+        hot, masked = (frozenset(places.get(t, GONE) for t in axes) for axes in (value.facts.hot, value.facts.masked))
+        others = {*range(sum(ranks) - len(batches[0]))} - {*places.values()}
+        facts.append(Facts(hot=hot, masks=value.facts.masks, masked=masked | others, zero=value.facts.zero))
         free += rank - len(batch)
     return _arithmetic("mul", facts)
 
@@ -88,8 +98,12 @@ def _gone(facts: Facts) -> frozenset[int]:
 
 def _spread(facts: Facts, shape: Shape, out: Shape) -> Facts:
     """The facts after an implicit broadcast: along an axis that it is broadcast along, an operand is flat."""
-    stretched = (t for t, size in enumerate(out) if not shape or shape[t] != size)
-    return dataclasses.replace(facts, flat=facts.flat.union(stretched))
+    stretched = {t for t, size in enumerate(out) if not shape or shape[t] != size}
+    return dataclasses.replace(facts, flat=facts.flat | stretched, masked=facts.masked | stretched)
+
+
+def _shorter(before: Shape, after: Shape) -> set[int]:
+    return {t for t, (old, new) in enumerate(zip(before, after, strict=True)) if old != new}
 
 
 def _arithmetic(name: str, facts: list[Facts]) -> Facts:
@@ -99,14 +113,17 @@ def _arithmetic(name: str, facts: list[Facts]) -> Facts:
     # Numbers of which no two are equal, and a number that is the same for all of them.
     once = (a.distinct & b.flat) | (b.distinct & a.flat)
     if name in ("mul", "and"):
-        return Facts(flat, a.hot | b.hot, zero=a.zero or b.zero)
+        masked = a.masked | b.masked if a.masks and b.masks else a.masked if a.masks else b.masked
+        return Facts(flat, a.hot | b.hot, masks=a.masks | b.masks, masked=masked, zero=a.zero or b.zero)
     if name in _KEEP_ZERO:
-        return Facts(flat, a.hot, zero=a.zero)
+        return Facts(flat, a.hot, masks=a.masks, masked=a.masked, zero=a.zero)
     if name in _WITH_ZERO:
         hot = a.hot if b.zero else b.hot if a.zero else frozenset[int]()
-        return Facts(flat, hot, distinct=once if name in ("add", "sub") else frozenset(), zero=a.zero and b.zero)
+        distinct = once if name in ("add", "sub") else frozenset[int]()
+        masks = a.masks | b.masks if a.masks and b.masks else frozenset[Mask]()
+        return Facts(flat, hot, frozenset(), distinct, masks, a.masked & b.masked, a.zero and b.zero)
     if name == "not":
-        return Facts(flat, a.cold, a.hot)
+        return Facts(flat, a.cold, a.hot, masks=a.masks, masked=a.masked)
     if name == "eq":
         return Facts(flat, once)
     if name == "ne":
@@ -114,7 +131,9 @@ def _arithmetic(name: str, facts: list[Facts]) -> Facts:
     if name == "select_n":
         some = [case.hot for case in facts[1:] if not case.zero]
         hot = some[0] if len(some) == 1 else frozenset[int]()
-        return Facts(flat, hot | (a.hot if facts[1].zero else a.cold if b.zero else frozenset()))
+        hot = hot | (a.hot if facts[1].zero else a.cold if b.zero else frozenset())
+        masks = a.masks if len(some) < len(facts) - 1 else frozenset[Mask]()
+        return Facts(flat, hot, masks=masks, masked=a.masked)
     return Facts(flat)
 
 
@@ -137,5 +156,7 @@ def _moved(eqn: Equation, ins: Sequence[Value]) -> Facts:
         frozenset(t for t, on in enumerate(behind) if on & facts.hot) | (_gone(facts) if cut else facts.hot & {GONE}),
         frozenset(t for t, on in enumerate(behind) if on & facts.cold),
         frozenset(t for t, on in enumerate(behind) if on and on <= facts.distinct),
+        facts.masks_of_part(_shorter(eqn.shapes[0], eqn.out) if eqn.name == "slice" else ()),
+        frozenset(t for t, on in enumerate(behind) if on <= facts.masked),
         zero=facts.zero and padding,
     )

@@ -13,15 +13,14 @@ import numpy as np
 
 from optax_gc._axes import WeightAxes
 from optax_gc._infer._arrays import Dim, Dims, UnfollowedError, in_order, size_of
-from optax_gc._infer._maths import CHOSEN
-from optax_gc._infer._views import Param, View, by_place
+from optax_gc._infer._maths import CHOSEN, HIDDEN
+from optax_gc._infer._views import Mask, Param, View, by_place
 from optax_gc._infer._walk import ELEMENT
 
 # Stored entries of all units, where they have to be listed one by one.
 _BUDGET = 1 << 20
 JOINT = "cannot be followed"
 IN_PART = "contracted in part"
-HIDDEN = "parts of it may be hidden where they are added up"
 OVERLAP = "parts of it overlap"
 
 
@@ -54,14 +53,24 @@ class _Kept(NamedTuple):
 
 def judge(views: Sequence[View], param: Param) -> Verdict | None:
     """The roles of a parameter's axes by views that were added up, or None where nothing of it is there."""
+    if len({view.use for view in views}) == 1:
+        return _judged(views, param)
+    views = [view.replace(masks=(*view.masks, *view.holes)) for view in views]
+    verdict = _judged(views, param)
+    torn = {view.torn for view in views}
+    same = len(torn) == 1 and all(isinstance(by, Mask) for by in views[0].torn)
+    if verdict and verdict.axes and not same:
+        # Which of them are there does not matter where each has the inputs of all.
+        each = [_judged([view], param) for view in views]
+        if any(not (one and one.axes and one.axes.in_axes == verdict.axes.in_axes) for one in each):
+            return Verdict(None, HIDDEN)
+    return verdict
+
+
+def _judged(views: Sequence[View], param: Param) -> Verdict | None:
     places: dict[tuple[int, int], Dim] = {}
     try:
-        views = [by_place(view, places) for view in views]
-        if len({view.use for view in views}) > 1:
-            if any(view.torn for view in views):
-                return Verdict(None, HIDDEN)
-            views = [view.replace(masks=(*view.masks, *view.holes)) for view in views]
-        views = [_trimmed(view) for view in views]
+        views = [_trimmed(by_place(view, places)) for view in views]
         return _Judge(param.shape, set(places.values())).verdict(views)
     except UnfollowedError as unfollowed:
         return Verdict(None, str(unfollowed))

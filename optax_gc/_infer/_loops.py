@@ -14,7 +14,7 @@ import numpy as np
 from optax_gc._infer._arrays import Axis, Dim, blank
 from optax_gc._infer._constants import ON_NUMBERS, Constant, fold, step_of
 from optax_gc._infer._equation import Equation, dtype_of, open_jaxpr, shape_of
-from optax_gc._infer._maths import CHOSEN, choice, one_of
+from optax_gc._infer._maths import CHOSEN, HIDDEN, choice, one_of
 from optax_gc._infer._names import CALLS
 from optax_gc._infer._values import Level, Value
 from optax_gc._infer._views import Mark, View, flatten, marked, same
@@ -59,8 +59,7 @@ def scan(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     n_carry = _as_long(eqn.outs, open_jaxpr(body).outvars)
     n_consts = _as_long(eqn.shapes, open_jaxpr(body).invars) - n_carry
     consts, carry, scanned = ins[:n_consts], ins[n_consts : n_consts + n_carry], ins[n_consts + n_carry :]
-    xs = [_step_of(value, step) for value in scanned]
-    outs = _loop(walk, eqn, body, consts, carry, xs, step, eqn["reverse"])
+    outs = _loop(walk, eqn, body, consts, carry, scanned, step, eqn["reverse"])
     return [*outs[:n_carry], *(_stacked(value, step) for value in outs[n_carry:])]
 
 
@@ -171,11 +170,12 @@ def _loop(
     body: Any,
     consts: Sequence[Value],
     carry: Sequence[Value],
-    xs: Sequence[Value],
+    scanned: Sequence[Value],
     step: Dim | None,
     reverse: bool,
 ) -> list[Value]:
     """Walks a body until the levels of what it carries rise no more; data are carried as marks."""
+    xs = [_step_of(value, step) for value in scanned if step]
     counters = [_counter(body, len(consts), i, value, step, reverse) for i, value in enumerate(carry)]
     levels = [Level.DATA if value.level == Level.SCALED else value.level for value in carry]
     moved = [False] * len(carry)  # weights that do not come back as they went in
@@ -222,7 +222,9 @@ def _loop(
         elif (mark := marks[i]) is None:
             outs.append(Value(levels[i], result.views, hidden=result.hidden))
         else:
-            views = _carried(walk, value.views, mark, kept[i], step, mark.of in leaks, mark.of in added)
+            views = _carried(
+                walk, value.views, mark, kept[i], [*consts, *scanned], step, mark.of in leaks, mark.of in added
+            )
             outs.append(Value(Level.DATA, views))
     return [*outs, *stacked]
 
@@ -250,6 +252,7 @@ def _carried(
     start: Sequence[View],
     mark: View,
     results: Sequence[View],
+    outside: Sequence[Value],
     step: Dim | None,
     leaks: bool,
     added: bool,
@@ -261,6 +264,7 @@ def _carried(
       start: what the loop starts from.
       mark: what stands for the carry in the body.
       results: what the body makes of it.
+      outside: what the body is given besides its carry.
       step: the step of the loop.
       leaks: whether the carry is seen before the loop is over.
       added: whether it is seen in something else that the loop carries.
@@ -273,7 +277,7 @@ def _carried(
     assert isinstance(mark.of, Mark)
     read = walk.was_read(mark.of)
     adds_up = len(mine) == 1 and same(mine[0], mark)
-    stays = all(view.lost or same(view.replace(torn=False), mark) for view in mine)
+    stays = all(view.lost or same(view.replace(torn=frozenset()), mark) for view in mine)
     in_part = (bool(mine) and not adds_up) or (leaks and (bool(mine) or added))
     if not stays or (in_part and not read and any(step in view.varying() for view in own)):
         walk.refuse([*start, *own], MOVES)
@@ -283,16 +287,31 @@ def _carried(
     elif any(view.picks for view in own):
         walk.refuse([view for view in own if view.picks], CHOSEN)
         walk.close([*start, *(view for view in own if not view.picks)])
+    elif any(step in view.varying() and any(_varies(by, step, outside) for by in view.torn) for view in own):
+        walk.refuse([*start, *own], HIDDEN)
     elif indexed := [v for v in own if step and v.along({step}) and v.use and step not in v.use.steps]:
         # What the loop adds up are parts of a product, not products of parts.
         batches = any(v.use.shares & v.along({step}) for v in indexed if v.use and step)
         several = len({view.use for view in own}) > len({view.of for view in own})
         (walk.refuse if batches or several else walk.close)([*start, *own], "added up after its product")
     else:
-        steps = frozenset([step] if step else [])
-        own = [view.replace(summed=view.summed | (steps & view.varying())) for view in own]
-        return (*start, *own, *outer)
+        return (*start, *(_over_steps(view, step) for view in own), *outer)
     return tuple(outer)
+
+
+def _over_steps(view: View, step: Dim | None) -> View:
+    """The sum over the steps of a loop, at some of which it may be zero."""
+    if step is None or step not in view.varying():
+        return view
+    masks = (*view.masks, *(hole for hole in view.holes if step in hole.dims))
+    return view.replace(summed=view.summed | {step}, masks=masks)
+
+
+def _varies(by: Any, step: Dim | None, outside: Sequence[Value]) -> bool:
+    """Whether what hides a product may choose the steps that count. Noise and weights hide none for good."""
+    if isinstance(by, Constant):
+        return step in by.loops
+    return by not in (Level.NOISE, Level.WEIGHT) and not any(by in value.facts.masks for value in outside)
 
 
 RULES: dict[str, Rule] = {

@@ -15,12 +15,13 @@ from optax_gc._infer._arrays import Dim, Dims, UnfollowedError
 from optax_gc._infer._equation import Equation
 from optax_gc._infer._layout import aligned
 from optax_gc._infer._names import ELEMENTWISE, NONLINEAR, REDUCTIONS, SAME, short
-from optax_gc._infer._values import GONE, Level, Value, has_met_data, joined, level_of
+from optax_gc._infer._values import GONE, Level, Value, has_met_data, hidden_by, joined, level_of
 from optax_gc._infer._views import Mark, Param, Use, View, hole, same
 from optax_gc._infer._walk import ELEMENT, Rule, Walk
 
 FORMS = "one of several forms of it is chosen"
 CHOSEN = "parts that the data choose are added up"
+HIDDEN = "parts of it may be hidden where they are added up"
 
 
 def same_place(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
@@ -111,7 +112,11 @@ def _scaled(
         return []
     along = [t for t, size in enumerate(factor) if size > 1 and t not in other.facts.flat]
     views = [
-        view.replace(scaled=view.scaled | view.on(along), use=Use(walk.tier(view), walk.trail))
+        view.replace(
+            scaled=view.scaled | view.on(along),
+            torn=view.torn | hidden_by(other, view.spans().intersection(along)),
+            use=Use(walk.tier(view), walk.trail),
+        )
         for view in _placed(value, shape, eqn.out)
     ]
     # A factor that is zero but for one position looks up.
@@ -128,7 +133,8 @@ def _holed(value: Value, shape: tuple[int, ...], factor: Value, size: int, out: 
         return value
     there = _numbers(factor)
     there = there and (there[0], there[1] != 0)
-    return dataclasses.replace(value, views=tuple(hole(view, there) for view in value.views))
+    by = factor.known or factor.level
+    return dataclasses.replace(value, views=tuple(hole(view, there, by) for view in value.views))
 
 
 def _numbers(value: Value) -> tuple[Dims, np.ndarray] | None:
@@ -167,9 +173,9 @@ def select(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
         for case, shape in zip(cases, eqn.shapes[1:], strict=True)
     ]
     if sum(bool(case.views) for case in placed) == 1:
-        there = _numbers(which)
+        there, by = _numbers(which), which.known or which.level
         placed = [
-            Value(case.level, tuple(hole(view, there and (there[0], there[1] == i)) for view in case.views))
+            Value(case.level, tuple(hole(view, there and (there[0], there[1] == i), by) for view in case.views))
             for i, case in enumerate(placed)
         ]
     walk.summarise(which.views)
@@ -212,7 +218,7 @@ def choice(walk: Walk, cases: Sequence[Value]) -> tuple[View, ...]:
             if len(uses[view.of]) > 1 or walk.is_settled(view):
                 continue
             if isinstance(view.of, Mark) and view.of not in set.intersection(*carried):
-                view = view.replace(torn=True)
+                view = view.tear()
             if not any(same(view, other) for other in kept):
                 kept.append(view)
     return tuple(kept)
@@ -262,7 +268,7 @@ def summed_up(walk: Walk, view: View, rest: View, gone: set[Dim]) -> Iterator[Vi
     big = {dim for dim in gone if dim.size > 1}
     chosen = {dim for _, dims in view.picks for dim in dims}
     if isinstance(view.of, Mark):
-        yield rest.replace(torn=True)
+        yield rest.tear()
     elif big & chosen:
         walk.refuse([view], CHOSEN)
     elif big & view.shared:

@@ -116,8 +116,8 @@ def window(view: View, t: int, size: int, start: tuple[Dims, np.ndarray] | None,
     """
     whole = view.axes[t].length
     if start is None:
-        if view.varying().isdisjoint(view.axes[t].dims) and not view.axes[t].padded:
-            return view.with_axis(t, blank(size))
+        if view.varying().isdisjoint(view.axes[t].dims) and (view.product or not view.axes[t].padded):
+            return (view.tear() if view.axes[t].padded else view).with_axis(t, blank(size))
         if size > 1 or view.axes[t].padded:
             return view.replace(bad=PART).with_axis(t, blank(size))
         return picked(view, t, dims).with_axis(t, blank(1))

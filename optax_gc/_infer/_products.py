@@ -9,7 +9,7 @@ import numpy as np
 
 from optax_gc._infer._arrays import Axis, Dim, blank, size_of
 from optax_gc._infer._equation import Equation
-from optax_gc._infer._values import GONE, Level, Value
+from optax_gc._infer._values import GONE, Level, Value, hidden_by
 from optax_gc._infer._views import Param, Tier, Use, View, flatten
 from optax_gc._infer._walk import Rule, Walk, unknown
 
@@ -88,6 +88,7 @@ def _contraction(
                 views.append(
                     walk.start(
                         placed,
+                        torn=view.torn | hidden_by(other, sides[1 - k].contracted),
                         summed=view.summed | view.on(sides[k].contracted),
                         shared=view.shared | view.on((*sides[k].batch, *sides[k].groups)),
                         use=Use(walk.tier(view, other.level), walk.trail, fixed=fixed),
@@ -244,7 +245,8 @@ def conv_general_dilated(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Seq
             use = Use(walk.tier(view, data.level), walk.trail, "conv")
             placed = view.replace(axes=tuple(axes))
             summed, shares = view.summed | view.on(inputs), view.shared | set(shared)
-            views.append(walk.start(placed, summed=summed, shared=shares, use=use))
+            torn = view.torn | hidden_by(data, numbers.lhs_spec[1:])
+            views.append(walk.start(placed, torn=torn, summed=summed, shared=shares, use=use))
     return [Value(Level.DATA, tuple(views))]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from optax_gc._infer._arrays import LIMIT, UnfollowedError
 from optax_gc._infer._constants import Constant, numbers_of
-from optax_gc._infer._views import Mark, Param, Use, View
+from optax_gc._infer._views import Mark, Mask, Param, Use, View
 
 
 class Level(enum.IntEnum):
@@ -39,7 +39,13 @@ class Facts:
     hot: frozenset[int] = frozenset()  # at most one position, or block of positions, is not zero
     cold: frozenset[int] = frozenset()  # at most one position is false
     distinct: frozenset[int] = frozenset()  # no two positions are equal
+    masks: frozenset[Mask] = frozenset()  # data that may make it zero, by identity ...
+    masked: frozenset[int] = frozenset()  # ... all along these axes at once
     zero: bool = False
+
+    def masks_of_part(self, axes: Iterable[int]) -> frozenset[Mask]:
+        """The masks of a part: those of another part are others, but where they hide all along the axes at once."""
+        return self.masks if self.masked.issuperset(axes) else frozenset([Mask()] if self.masks else [])
 
     def shifted(self, axis: int, by: int) -> Facts:
         """The facts of a value that has an axis less (`by=-1`), or more, at a place."""
@@ -50,7 +56,10 @@ class Facts:
             return frozenset(GONE if by < 0 and t == axis else t + by if t >= axis else t for t in axes)
 
         flat, distinct = (move(axes) - {GONE} for axes in (self.flat, self.distinct))
-        return Facts(flat, move(self.hot), move(self.cold), distinct if by < 0 else frozenset(), self.zero)
+        distinct = distinct if by < 0 else frozenset[int]()
+        masked = move(self.masked) - {GONE}
+        masks = self.masks_of_part({axis} if by < 0 else ())
+        return Facts(flat, move(self.hot), move(self.cold), distinct, masks, masked, self.zero)
 
 
 NOTHING = Facts()
@@ -136,3 +145,8 @@ def has_met_data(value: Value) -> bool:
     if value.level == Level.SCALED and not value.views:
         return True
     return value.level == Level.DATA or any(v.scaled or any(dims for _, dims in v.picks) for v in value.views)
+
+
+def hidden_by(data: Value, inputs: Iterable[int]) -> frozenset[Any]:
+    """The masks in the data that can hide a unit, with all of its inputs."""
+    return data.facts.masks if data.facts.masked.issuperset(inputs) else frozenset()

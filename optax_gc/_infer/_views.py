@@ -32,6 +32,10 @@ class Param:
     shape: tuple[int, ...]
 
 
+class Mask:
+    """Stands for data that may make a value zero."""
+
+
 class Mark:
     """Stands for what a loop carries, to see whether its body adds to it or reads it."""
 
@@ -62,7 +66,7 @@ class View:
     coords: tuple[Named, ...]
     masks: tuple[Named, ...] = ()  # where there is a weight at all
     holes: tuple[Named, ...] = ()  # masks that only matter where parts of the parameter are added up
-    torn: bool = False  # there are holes, but nobody knows where
+    torn: frozenset[Any] = frozenset()  # what may hide it, nobody knows where; by identity
     picks: tuple[tuple[int, Dims], ...] = ()  # stored axes whose position data choose, and the dims of the choice
     summed: frozenset[Dim] = frozenset()
     shared: frozenset[Dim] = frozenset()  # the batch of a product
@@ -82,6 +86,10 @@ class View:
         view.__dict__.pop("_varying", None)
         view.__dict__.update(changes)
         return view
+
+    def tear(self, by: Any = None) -> View:
+        """Notes that something may hide it: without a name, something that is like nothing before it."""
+        return self.replace(torn=self.torn | {object() if by is None else by})
 
     def with_axis(self, t: int, *axes: Axis) -> View:
         return self.replace(axes=(*self.axes[:t], *axes, *self.axes[t + 1 :]))
@@ -240,10 +248,10 @@ def cut(view: View, t: int, start: int, limit: int, step: int = 1) -> View | Non
     return view.with_axis(t, Axis(dims, lo, hi))
 
 
-def hole(view: View, there: tuple[Dims, np.ndarray] | None) -> View:
-    """Notes where there is no weight, by an array over the view's axes with the dims of loops in front."""
+def hole(view: View, there: tuple[Dims, np.ndarray] | None, by: Any) -> View:
+    """Notes where there is no weight, by an array over the view's axes with the dims of loops in front, or by what."""
     if there is None:
-        return view.replace(torn=True)
+        return view.tear(by)
     loops, array = there
     if array.all():
         return view
@@ -274,8 +282,6 @@ def drop(view: View, t: int) -> View:
 def reshape(view: View, new: Sequence[int]) -> View:
     """Regroups the dims of the axes; a reshape that cuts across dims makes one of them first."""
     old = [axis.length for axis in view.axes]
-    if 0 in old or 0 in new:
-        raise UnfollowedError("is empty")
     axes: list[Axis] = []
     i = j = 0
     while i < len(old) or j < len(new):

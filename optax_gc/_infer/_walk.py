@@ -12,7 +12,7 @@ import jax.extend.core as jex
 
 from optax_gc._infer._arrays import Dim, UnfollowedError, blank
 from optax_gc._infer._constants import folded, literal
-from optax_gc._infer._equation import Equation, Shape, dtype_of, open_jaxpr
+from optax_gc._infer._equation import Equation, Shape, dtype_of, open_jaxpr, shape_of
 from optax_gc._infer._facts import facts_after, may_have_facts
 from optax_gc._infer._names import ALWAYS
 from optax_gc._infer._values import Level, Value, facts_of, level_of
@@ -97,7 +97,9 @@ class Walk:
     def _equation(self, eqn: Any, ins: list[Value]) -> Sequence[Value]:
         name = eqn.primitive.name
         rule = self._rules.get(name)
-        if name not in ALWAYS and not any(value.views for value in ins):
+        # What has no elements holds nothing, whatever it is made of.
+        empty = all(0 in shape_of(out) for out in eqn.outvars)
+        if name not in ALWAYS and (empty or not any(value.views for value in ins)):
             return without_views(eqn, ins)
         said = self.said()
         try:

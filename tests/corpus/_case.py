@@ -91,6 +91,7 @@ def ints(*shape: int) -> jax.ShapeDtypeStruct:
 
 
 KEY = jax.eval_shape(lambda: jax.random.key(0))
+LEGACY = jax.eval_shape(lambda: jax.random.PRNGKey(0))
 
 DENSE = WeightAxes((0,), (1,))  # (in, out)
 LINEAR = WeightAxes((1,), (0,))  # (out, in)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from corpus._case import KEY
+from corpus._case import KEY, LEGACY
 from corpus._leaves import alone, case, spelled, w, x_
 from corpus._loops import dense, scan
 
@@ -59,7 +59,7 @@ TRILINEAR = [
 
 # What else `fn` takes.
 
-_KEYS = {"nothing": [], "a typed key": [KEY], "a legacy key": [x_(2, dtype=jnp.uint32)]}
+_KEYS = {"nothing": [], "a typed key": [KEY], "a legacy key": [LEGACY]}
 _DATA = np.arange(10, dtype=np.float32).reshape(2, 5) / 10
 _EXAMPLES = np.arange(40, dtype=np.float32).reshape(4, 2, 5) / 40
 
@@ -208,7 +208,7 @@ _COMPLEX = {
     "put together again": lambda x, y, w: jnp.abs(lax.complex(x, y) @ lax.complex(w.real, w.imag)),
 }
 _SCALES = [_X, x_(), x_(6)]
-_NOISES = {"a typed key": KEY, "a legacy key": x_(2, dtype=jnp.uint32)}
+_NOISES = {"a typed key": KEY, "a legacy key": LEGACY}
 FACTORS = [
     *spelled("factor", _FACTORS, _SCALES, w=w("i5 o6")),
     *spelled("depthwise", _SHIFTED, x_(2, 9, 5), check_batch=False, w=w("i4 o5")),

@@ -287,6 +287,13 @@ _INDEXED: dict[str, tuple[Any, Any, str]] = {
         _X,
         "i5 o6",
     ),
+    "pieces without elements, joined": (lambda x, w: x @ jnp.pad(w, [(0, 0), (0, 3)], mode="edge"), _X, "i5 o6"),
+    "products without elements, joined": (lambda x, w: jnp.pad(x @ w, [(0, 2), (0, 0)], mode="edge"), _X, "i5 o6"),
+    "a loop of no steps": (
+        lambda x, w: (x @ w, lax.scan(lambda c, _: (c, tanh(c @ w)), x, None, length=0)[1].reshape(-1).sum()),
+        _X,
+        "i5 o6",
+    ),
     "parts joined in another order along in": (lambda x, w: x @ jnp.concatenate([w[3:], w[:3]]), _X, "i5 o6"),
     "parts joined in another order along out": (lambda x, w: x @ jnp.concatenate([w[:, 4:], w[:, :4]], 1), _X, "i5 o6"),
     "three parts in another order": (lambda x, w: x @ jnp.concatenate([w[2:4], w[4:], w[:2]]), _X, "i5 o6"),
@@ -364,7 +371,86 @@ def _in_two(mask: Any) -> Any:
     return f
 
 
-MASKED = spelled("constant mask", {name: _in_two(mask) for name, mask in _MASKS.items()}, _X, w=w("i5 o6"))
+# Each output is that of one of four kernels.
+_ZEROS = jnp.zeros((2, 6))
+_OWN = np.arange(6) % 4 == np.arange(4)[:, None]
+_OWN_KERNEL = {
+    "kernels masked": lambda x, w: sum(x @ (w[k] * (jnp.arange(6) % 4 == k)) for k in range(4)),
+    "kernels masked in a loop": lambda x, w: lax.fori_loop(
+        0, 4, lambda k, y: y + x @ (w[k] * (jnp.arange(6) % 4 == k)), _ZEROS
+    ),
+    "outputs masked in a loop": lambda x, w: lax.fori_loop(
+        0, 4, lambda k, y: y + (jnp.arange(6) % 4 == k) * (x @ w[k]), _ZEROS
+    ),
+    "outputs chosen in a loop": lambda x, w: lax.fori_loop(
+        0, 4, lambda k, y: y + jnp.where(jnp.arange(6) % 4 == k, x @ w[k], 0), _ZEROS
+    ),
+    "masks scanned": lambda x, w: lax.scan(
+        lambda y, at: (y + at[0] * (x @ at[1]), None), _ZEROS, (jnp.asarray(_OWN), w)
+    )[0],
+}
+MASKED = [
+    *spelled("constant mask", {name: _in_two(mask) for name, mask in _MASKS.items()}, _X, w=w("i5 o6")),
+    *spelled("a kernel for each output", _OWN_KERNEL, _X, w=w("b4 i5 o6")),
+]
+
+# Data that hide a part of the weight, or not.
+
+
+def _sum_of(product: Any) -> Any:
+    return lambda x, t, w: sum(product(x, t == k, w[k]) for k in range(4))
+
+
+_HIDES = {
+    "times": _sum_of(lambda x, on, w: (x * on[:, None]) @ w),
+    "where": _sum_of(lambda x, on, w: jnp.where(on[:, None], x, 0) @ w),
+    "where not": _sum_of(lambda x, on, w: jnp.where(jnp.logical_not(on)[:, None], 0, x) @ w),
+    "a function of it": _sum_of(lambda x, on, w: jnp.abs(x * on[:, None]) @ w),
+    "einsum": _sum_of(lambda x, on, w: jnp.einsum("b,bi->bi", on.astype(jnp.float32), x) @ w),
+    "sum of what is not hidden twice": _sum_of(lambda x, on, w: (x * on[:, None] + jnp.where(on[:, None], x, 0)) @ w),
+    "elementwise": _sum_of(lambda x, on, w: ((x * on[:, None])[:, :, None] * w).sum(1)),
+    "all elements": _sum_of(lambda x, on, w: (on[:, None, None] * (x[:, :, None] * w)).sum(1)),
+    "convolution": _sum_of(
+        lambda x, on, w: lax.conv((x * on[:, None])[:, :, None, None], w.T[..., None, None], (1, 1), "SAME")[..., 0, 0]
+    ),
+    "one example by one": lambda x, t, w: jax.vmap(lambda x, t: sum(((t == k) * x) @ w[k] for k in range(4)))(x, t),
+    "the kernel": _sum_of(lambda x, on, w: x @ (w * on[0])),
+    "from one to another": lambda x, t, w: sum((x * ((t >= k) & (t <= k))[:, None]) @ w[k] for k in range(4)),
+    "a part of the mask": lambda x, t, w: sum(
+        (x * (t[:, None] == t[:4] + jnp.arange(4))[:, k, None]) @ w[k] for k in range(4)
+    ),
+    "an index into the mask": lambda x, t, w: sum(
+        (x * jnp.take((t[:, None] == t[:4] + jnp.arange(4)), k, 1)[:, None]) @ w[k] for k in range(4)
+    ),
+    "scan": lambda x, t, w: lax.scan(
+        lambda y, at: (y + (x * (t == at[0])[:, None]) @ at[1], None), jnp.zeros((4, 6)), (jnp.arange(4), w)
+    )[0],
+    "masks scanned": lambda x, t, w: lax.scan(
+        lambda y, at: (y + (x * at[0][:, None]) @ at[1], None), jnp.zeros((4, 6)), (t == t[:4, None], w)
+    )[0],
+    "fori_loop": lambda x, t, w: lax.fori_loop(
+        0, 4, lambda k, y: y + (x * (t == k)[:, None]) @ w[k], jnp.zeros((4, 6))
+    ),
+}
+_FLAGS = x_(4, 4, dtype=jnp.bool_)
+# Nothing is hidden for itself: it is one mask, or one of its elements, or all of the weight is there in each product.
+_HIDES_ALL = {
+    "a mask of the inputs": lambda x, t, w: (x * (t > 0)[:, None]) @ w,
+    "halves": lambda x, t, w: (lambda x: x[:, :2] @ w[:2] + x[:, 2:] @ w[2:])(x * (t > 0)[:, None]),
+    "chunks in a loop": lambda x, t, w: (
+        lambda x: lax.scan(
+            lambda y, at: (y + at[0] @ at[1], None),
+            jnp.zeros((4, 6)),
+            (x.reshape(4, 5, 1).swapaxes(0, 1), w.reshape(5, 1, 6)),
+        )[0]
+    )(jnp.where((t > 0)[:, None], x, 0)),
+    "elements": lambda x, t, w: (x * (x > 0))[:, :2] @ w[:2] + jnp.where(x > 0, x, 0)[:, 2:] @ w[2:],
+    "whole weights": lambda x, t, w: sum((x * (t == k)[:, None]) @ w for k in range(4)),
+    "whole weights in a loop": lambda x, t, w: lax.fori_loop(
+        0, 4, lambda k, y: y + (x * (t > k)[:, None]) @ w, jnp.zeros((4, 6))
+    ),
+}
+HIDDEN = spelled("hidden by data, all at once", _HIDES_ALL, [x_(4, 5), x_(4, dtype=jnp.int32)], w=w("i5 o6"))
 
 
 # Units with less than all of an axis, or with other axes than their neighbours.
@@ -452,7 +538,7 @@ _KERNELS = {
     "without a batch": lambda x, t, w: jnp.einsum("i,k,kio->o", x[0], jax.nn.one_hot(t[0], 4), w),
 }
 
-CASES = [*LOOKUPS, *NO_LOOKUPS, *INDEXED, *MASKED, *PARTIAL, *CLIPPED]
+CASES = [*LOOKUPS, *NO_LOOKUPS, *INDEXED, *MASKED, *HIDDEN, *PARTIAL, *CLIPPED]
 
 
 def _by_a_param(x: jax.Array, s: jax.Array, e: jax.Array) -> jax.Array:
@@ -462,6 +548,13 @@ def _by_a_param(x: jax.Array, s: jax.Array, e: jax.Array) -> jax.Array:
 
 
 HARD = [
+    *spelled("hidden by data", _HIDES, [x_(4, 5), x_(4, dtype=jnp.int32)], w=w("b4 i5 o6")),
+    case(
+        "hidden by flags",
+        lambda x, on, w: sum((x * on[:, k, None]) @ w[k] for k in range(4)),
+        [x_(4, 5), _FLAGS],
+        w=w("b4 i5 o6"),
+    ),
     case("one-hot of a param, repeated", _by_a_param, x_(3, 4), s=alone("4"), e=alone("2 5")),
     *spelled("kernel by a one-hot", _KERNELS, [x_(3, 5), jax.ShapeDtypeStruct((3,), jnp.int32)], w=w("b4 i5 o6")),
     *spelled(

@@ -15,7 +15,7 @@ import numpy as np
 from jax import ad_checkpoint, lax
 from jax.experimental import pallas as pl
 
-from corpus._case import Case
+from corpus._case import LEGACY, Case
 from corpus._leaves import Leaf, alone, case, conv, sharded, tokens, w, x_
 from optax_gc import WeightAxes
 
@@ -713,6 +713,12 @@ def _vmapped_experts(x: jax.Array, router: jax.Array, up: jax.Array, down: jax.A
     return (outs * jax.nn.softmax(x @ router)[..., None]).sum(1)
 
 
+def _best_of_list(x: jax.Array, router: jax.Array, gated: bool, experts: dict[str, jax.Array]) -> jax.Array:
+    gates, best = lax.top_k(jax.nn.softmax(x @ router), 2)
+    outs = jnp.take_along_axis(jnp.stack([x @ w for w in experts.values()], 1), best[..., None], 1)
+    return (outs * gates[..., None] if gated else outs).sum(1)
+
+
 def _switched(x: jax.Array, expert: jax.Array, up: jax.Array) -> jax.Array:
     return lax.switch(expert, [lambda v, e=e: v @ up[e] for e in range(3)], x)
 
@@ -731,6 +737,16 @@ EXPERTS = [
         _TOKENS,
         check_batch=False,
         w=w("b3 o6 i5"),
+    ),
+    *(
+        _case(
+            f"experts in a list, the best two{', gated' if gated else ''}",
+            lambda x, router, gated=gated, **experts: _best_of_list(x, router, gated, experts),
+            _TOKENS,
+            router=w("i5 o3"),
+            **dict.fromkeys("abc", w("i5 o6")),
+        )
+        for gated in (True, False)
     ),
     _case("experts with an input each", lambda x, w: jnp.einsum("etd,edf->etf", x, w), x_(3, 7, 5), w=w("b3 i5 o6")),
     _case("expert by a scalar choice", lambda x, e, w: x @ w[e], [_TOKENS, _EXPERT], w=w("b3 i5 o6")),
@@ -941,7 +957,7 @@ CONTROL = [
     _case(
         "dropout",
         lambda x, key, w: jnp.where(jax.random.bernoulli(key, 0.5, (2, 5)), x, 0.0) @ w,
-        [_WIDE, x_(2, dtype=jnp.uint32)],
+        [_WIDE, LEGACY],
         w=w("i5 o6"),
     ),
 ]

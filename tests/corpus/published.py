@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from corpus._case import DENSE, KEY, Case, by_name
+from corpus._case import DENSE, KEY, LEGACY, Case, by_name
 from corpus._leaves import alone, case, conv, tokens, w, x_
 from corpus.decoders import layer_norm, rms
 from optax_gc import WeightAxes
@@ -473,7 +473,7 @@ OTHERS = [
     case("UNet, resized", unet_resized, _IMAGE, **_UNET, up=conv("i2 i2 i7 o5"), merge=conv("i3 i3 i10 o5")),
     *(
         case(f"DropConnect, {name}", dropconnect, [_X, key], kernel=w("i8 o6"), bias=alone("6"))
-        for name, key in {"a typed key": KEY, "a legacy key": x_(2, dtype=jnp.uint32)}.items()
+        for name, key in {"a typed key": KEY, "a legacy key": LEGACY}.items()
     ),
     case("spectral norm", spectral_dense, [_X, x_(6)], kernel=w("i8 o6"), bias=alone("6")),
 ]
