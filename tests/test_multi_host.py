@@ -33,8 +33,8 @@ AXES = {"conv1": WeightAxes((0, 1, 2), (3,)), "conv2": WeightAxes((0, 1, 2), (3,
 
 @contextlib.contextmanager
 def started(*arguments, cwd):
-    # The number of simulated devices is the script's own to choose.
-    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    # The number of simulated devices is the script's own to choose; compiling as little as elsewhere in the tests.
+    env = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=2"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen([*SCRIPT, *arguments], cwd=cwd, env=env, text=True, **pipes) as process:
         try:
