@@ -16,7 +16,7 @@ from optax_gc._infer import _devices, _loops, _maths, _pieces, _products
 from optax_gc._infer._arrays import LIMIT
 from optax_gc._infer._decide import decide, votes_of
 from optax_gc._infer._source import source_line
-from optax_gc._infer._values import NOTHING, Facts, Level, Value
+from optax_gc._infer._values import NOTHING, Facts, Hiding, Level, Value
 from optax_gc._infer._views import Mask, Param, stored
 from optax_gc._infer._walk import Walk
 
@@ -90,7 +90,9 @@ def infer_axes(fn: Callable[..., Any], params: PyTree, *args: Any, **kwargs: Any
         Value(Level.CONST) if name in alone else Value(Level.WEIGHT, (stored(param),))
         for name, param in params_.items()
     ]
-    inputs = [Value(Level.NOISE if _is_key(flat[i]) else Level.DATA, told=_told(flat[i])) for i in data]
+    # A function of its own each time: the trace of `key` is kept, whatever generator is the default.
+    legacy = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+    inputs = [Value(Level.NOISE if _is_key(flat[i], legacy) else Level.DATA, told=_told(flat[i])) for i in data]
     has_data = any(value.level == Level.DATA for value in inputs)
     walk = Walk(RULES, captured=Level.CONST if has_data else Level.DATA)
     results = walk.jaxpr(jaxpr, [*weights, *inputs])
@@ -135,17 +137,17 @@ def _is_array(leaf: Any) -> bool:
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
-def _is_key(leaf: Any) -> bool:
+def _is_key(leaf: Any, legacy: jax.ShapeDtypeStruct) -> bool:
     """Whether an argument is a random key, typed or not: what is drawn from it are no data."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return True
-    # A function of its own each time: the trace of `PRNGKey` is kept, whatever generator is the default.
-    legacy = jax.eval_shape(lambda: jax.random.PRNGKey(0))
-    return leaf.dtype == legacy.dtype and tuple(leaf.shape[-1:]) == legacy.shape[-1:]
+    return leaf.dtype == legacy.dtype and tuple(leaf.shape[-1:]) == legacy.shape
 
 
 def _told(leaf: Any) -> Facts:
-    return Facts(masks=frozenset([Mask()])) if leaf.dtype == jnp.bool_ else NOTHING
+    if leaf.dtype != jnp.bool_:
+        return NOTHING
+    return Facts(masks=frozenset([Hiding(Mask(), frozenset(t for t, size in enumerate(leaf.shape) if size == 1))]))
 
 
 def _no_weight(leaf: Any) -> str:

@@ -99,6 +99,13 @@ class Constant:
         every = np.stack([self.at(dict(zip(loops, step, strict=True))) for step in steps] or [np.zeros(0)])
         return loops, every.reshape((*(dim.size for dim in loops), *every.shape[1:]))
 
+    def has_zeros(self) -> bool:
+        """Whether any of the numbers is zero, or may be where they cannot be told."""
+        try:
+            return not self.numbers()[1].all()
+        except UnfollowedError:
+            return True
+
 
 def numbers_of(array: Any) -> np.ndarray:
     """The numbers of an array of the program, if it has them here."""

@@ -12,83 +12,111 @@ import numpy as np
 from optax_gc._infer._arrays import Named, UnfollowedError, blank
 from optax_gc._infer._equation import Equation, Shape, shape_of
 from optax_gc._infer._layout import MOVES
-from optax_gc._infer._names import ELEMENTWISE, SAME
-from optax_gc._infer._values import GONE, NOTHING, Facts, Level, Value, level_of
+from optax_gc._infer._names import ELEMENTWISE, KEEP_ZERO, SAME
+from optax_gc._infer._values import GONE, NOTHING, Facts, Hiding, Level, Value, level_of
 from optax_gc._infer._views import Mark, Mask, View
 
 _ARITHMETIC = frozenset({*ELEMENTWISE, "add", "sub", "mul", "div", "select_n"})
-_KEEP_ZERO = frozenset({"abs", "sign", "div", "sqrt", "square", "integer_pow", "floor", "ceil", "round"})
+_KEEP_ZERO = KEEP_ZERO | {"div"}
 _WITH_ZERO = frozenset({"add", "sub", "max", "min", "or"})  # zero where both operands are
 _PARTS = frozenset({"dynamic_slice", "split"})
 _COMPARISONS = frozenset({"eq", "ne", "lt", "le", "gt", "ge"})
 _SOURCES = frozenset({"broadcast_in_dim", "iota", *_COMPARISONS})
 _JOINS = frozenset({"concatenate", "stack"})
 _SCATTERS = frozenset({"scatter", "scatter-add"})
+_REDUCED = frozenset({"reduce_sum", "reduce_max", "reduce_min", "reduce_and", "reduce_or"})
 _OTHERS = frozenset({"dot_general", "gather", "stop_gradient", "unstack"})
-_FOLLOWED = frozenset({*_ARITHMETIC, *SAME, *MOVES, *_PARTS, *_JOINS, *_SCATTERS, *_OTHERS})
+_FOLLOWED = frozenset({*_ARITHMETIC, *SAME, *MOVES, *_PARTS, *_JOINS, *_SCATTERS, *_REDUCED, *_OTHERS})
 
 
 def may_have_facts(eqn: Any, ins: Sequence[Value]) -> bool:
     """Whether an equation may have facts: cheaper than to find them."""
     name = eqn.primitive.name
-    return name in _SOURCES or (name in _FOLLOWED and any(value.told is not NOTHING for value in ins))
+    if name in _SOURCES or (name in _FOLLOWED and any(value.told is not NOTHING for value in ins)):
+        return True
+    return eqn.outvars[0].aval.dtype == np.bool_ if eqn.outvars and name in _ARITHMETIC else False
 
 
 def facts_after(eqn: Any, ins: Sequence[Value], result: int) -> Facts:
     """What is known of a result of an equation."""
+    found, aval = _found(eqn, ins, result), eqn.outvars[result].aval
+    masks = found.masks
+    if not masks and aval.dtype == np.bool_ and level_of(ins) == Level.DATA:
+        masks = frozenset([Hiding(Mask(), found.flat)])
+    if masks:
+        single = {t for t, size in enumerate(aval.shape) if size == 1}
+        return dataclasses.replace(found, masks=frozenset(Hiding(by, along | single) for by, along in masks))
+    return found
+
+
+def _found(eqn: Any, ins: Sequence[Value], result: int) -> Facts:
     name = eqn.primitive.name
     first = ins[0].facts if ins else NOTHING
     out = shape_of(eqn.outvars[result])
     if name in SAME or name == "stop_gradient":
         return ins[result].facts
     if name in _ARITHMETIC:
-        found = _arithmetic(name, [_spread(v.facts, shape_of(a), out) for v, a in zip(ins, eqn.invars, strict=True)])
-        by_data = name in _COMPARISONS and level_of(ins) == Level.DATA
-        return dataclasses.replace(found, masks=frozenset([Mask()]), masked=found.flat) if by_data else found
+        facts = [_spread(v.facts, shape_of(a), out) for v, a in zip(ins, eqn.invars, strict=True)]
+        return _arithmetic(name, facts, [value.level == Level.CONST for value in ins])
     if name in MOVES:
         return _moved(Equation(eqn), ins)
     if name == "iota":
         every, along = frozenset(range(len(out))), frozenset([eqn.params["dimension"]])
         return Facts(flat=every - along, distinct=along)
     if name in _PARTS:
-        masks = first.masks_of_part(_shorter(shape_of(eqn.invars[0]), out))
-        return Facts(first.flat, first.hot | _gone(first), masks=masks, masked=first.masked, zero=first.zero)
+        part = None if name == "dynamic_slice" else (name, result)
+        masks = first.masks_after(part, _shorter(shape_of(eqn.invars[0]), out))
+        return Facts(first.flat, first.hot | _gone(first), masks=masks, zero=first.zero)
     if name == "unstack":
         return first.shifted(eqn.params["axis"], -1)
     if name in _JOINS:
-        facts = [v.facts if name == "concatenate" else v.facts.shifted(eqn.params["axis"], 1) for v in ins]
-        hots = [fact.hot for fact in facts if not fact.zero]
-        return Facts(hot=frozenset.intersection(*hots) if hots else frozenset(), zero=not hots)
+        return _joined(name, eqn.params["dimension" if name == "concatenate" else "axis"], [v.facts for v in ins])
     if name in _SCATTERS and first.zero and ins[2].level == Level.CONST:
         return Facts(hot=frozenset(eqn.params["dimension_numbers"].scatter_dims_to_operand_dims))
     if name == "gather":
-        numbers = eqn.params["dimension_numbers"]
-        gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
-        kept = [t for t in range(len(shape_of(eqn.invars[0]))) if t not in gone]
-        hot, masked = (
-            frozenset(o for o, t in zip(numbers.offset_dims, kept, strict=True) if t in axes)
-            for axes in (first.hot, first.masked)
-        )
-        masks = first.masks_of_part(gone | _shorter(shape_of(eqn.invars[0]), eqn.params["slice_sizes"]))
-        return Facts(hot=_gone(first) | hot, masks=masks, masked=masked, zero=first.zero)
+        return _gathered(eqn, first)
+    if name in _REDUCED and all(along.issuperset(eqn.params["axes"]) for _, along in first.masks):
+        kept = [t for t in range(len(shape_of(eqn.invars[0]))) if t not in eqn.params["axes"]]
+        return Facts(masks=first.masks_after(axes=(), places={t: o for o, t in enumerate(kept)}), zero=first.zero)
     if name == "dot_general":
-        return _outer(eqn.params["dimension_numbers"], ins, [len(shape_of(atom)) for atom in eqn.invars])
+        return _multiplied(eqn.params["dimension_numbers"], ins, [len(shape_of(atom)) for atom in eqn.invars])
     return NOTHING
 
 
-def _outer(numbers: Any, ins: Sequence[Value], ranks: Sequence[int]) -> Facts:
-    """A product that contracts nothing is an elementwise one of operands that are broadcast."""
-    contracted, batches = numbers
-    if any(map(len, contracted)):
-        return NOTHING
+def _joined(name: str, axis: int, facts: Sequence[Facts]) -> Facts:
+    if name == "stack":
+        facts = [fact.shifted(axis, 1) for fact in facts]
+    some = [fact for fact in facts if not fact.zero]
+    hots = [fact.hot for fact in some]
+    masks = _common(some)
+    if name == "concatenate":
+        masks = Facts(masks=masks).masks_after((name, axis, len(facts)), [axis])
+    return Facts(hot=frozenset.intersection(*hots) if hots else frozenset(), masks=masks, zero=not hots)
+
+
+def _gathered(eqn: Any, first: Facts) -> Facts:
+    numbers, shape = eqn.params["dimension_numbers"], shape_of(eqn.invars[0])
+    gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
+    kept = [t for t in range(len(shape)) if t not in gone]
+    places = dict(zip(kept, numbers.offset_dims, strict=True))
+    masks = first.masks_after(None, gone | _shorter(shape, eqn.params["slice_sizes"]), places)
+    return Facts(hot=_gone(first) | {places[t] for t in first.hot if t in places}, masks=masks, zero=first.zero)
+
+
+def _multiplied(numbers: Any, ins: Sequence[Value], ranks: Sequence[int]) -> Facts:
+    """A product is an elementwise one of operands that are broadcast, and is zero where all along a sum is."""
+    (contracted, batches), summed = numbers, any(map(len, numbers[0]))
     facts, free = [], len(batches[0])
-    for value, batch, rank in zip(ins, batches, ranks, strict=True):
-        order = [*batch, *(t for t in range(rank) if t not in batch)]
+    rank = sum(ranks) - len(batches[0]) - 2 * len(contracted[0])
+    for value, gone, batch, mine in zip(ins, contracted, batches, ranks, strict=True):
+        order = [*batch, *(t for t in range(mine) if t not in batch and t not in gone)]
         places = {t: o if o < len(batch) else o - len(batch) + free for o, t in enumerate(order)}
-        hot, masked = (frozenset(places.get(t, GONE) for t in axes) for axes in (value.facts.hot, value.facts.masked))
-        others = {*range(sum(ranks) - len(batches[0]))} - {*places.values()}
-        facts.append(Facts(hot=hot, masks=value.facts.masks, masked=masked | others, zero=value.facts.zero))
-        free += rank - len(batch)
+        others = frozenset(range(rank)) - {*places.values()}
+        whole = Facts(masks=frozenset(hiding for hiding in value.facts.masks if hiding.along.issuperset(gone)))
+        masks = frozenset(Hiding(by, along | others) for by, along in whole.masks_after(axes=(), places=places))
+        hot = frozenset[int]() if summed else frozenset(places.get(t, GONE) for t in value.facts.hot)
+        facts.append(Facts(hot=hot, masks=masks, zero=value.facts.zero))
+        free += len(order) - len(batch)
     return _arithmetic("mul", facts)
 
 
@@ -99,41 +127,65 @@ def _gone(facts: Facts) -> frozenset[int]:
 def _spread(facts: Facts, shape: Shape, out: Shape) -> Facts:
     """The facts after an implicit broadcast: along an axis that it is broadcast along, an operand is flat."""
     stretched = {t for t, size in enumerate(out) if not shape or shape[t] != size}
-    return dataclasses.replace(facts, flat=facts.flat | stretched, masked=facts.masked | stretched)
+    masks = frozenset(Hiding(by, along | stretched) for by, along in facts.masks)
+    return dataclasses.replace(facts, flat=facts.flat | stretched, masks=masks)
 
 
 def _shorter(before: Shape, after: Shape) -> set[int]:
     return {t for t, (old, new) in enumerate(zip(before, after, strict=True)) if old != new}
 
 
-def _arithmetic(name: str, facts: list[Facts]) -> Facts:
+def _common(facts: Sequence[Facts]) -> frozenset[Hiding]:
+    """What hides all of several values at once: if there is no such mask, something like nothing before it may."""
+    every = [dict(fact.masks) for fact in facts]
+    if not all(every) or not every:
+        return frozenset()
+    shared = set(every[0]).intersection(*every[1:])
+    if not shared:
+        return frozenset([Hiding(Mask(), frozenset.intersection(*(along for one in every for along in one.values())))])
+    return frozenset(Hiding(by, frozenset.intersection(*(one[by] for one in every))) for by in shared)
+
+
+def facts_of_choice(which: Value, cases: Sequence[Value], rank: int) -> Facts:
+    """What is known of a result of which one case is chosen as a whole."""
+    facts = _spread(which.facts, (), (1,) * rank)
+    if which.level == Level.DATA and not facts.masks:
+        facts = dataclasses.replace(facts, masks=frozenset([Hiding(Mask(), frozenset(range(rank)))]))
+    return _arithmetic("select_n", [facts, *(case.facts for case in cases)])
+
+
+def _arithmetic(name: str, facts: list[Facts], constant: Sequence[bool] = (False, False)) -> Facts:
     """Facts after an elementwise operation on operands of one shape."""
     a, b = facts[0], facts[-1]
     flat = frozenset.intersection(*(fact.flat for fact in facts))
     # Numbers of which no two are equal, and a number that is the same for all of them.
     once = (a.distinct & b.flat) | (b.distinct & a.flat)
     if name in ("mul", "and"):
-        masked = a.masked | b.masked if a.masks and b.masks else a.masked if a.masks else b.masked
-        return Facts(flat, a.hot | b.hot, masks=a.masks | b.masks, masked=masked, zero=a.zero or b.zero)
+        return Facts(flat, a.hot | b.hot, masks=a.masks | b.masks, zero=a.zero or b.zero)
     if name in _KEEP_ZERO:
-        return Facts(flat, a.hot, masks=a.masks, masked=a.masked, zero=a.zero)
+        return Facts(flat, a.hot, masks=a.masks, zero=a.zero)
     if name in _WITH_ZERO:
         hot = a.hot if b.zero else b.hot if a.zero else frozenset[int]()
         distinct = once if name in ("add", "sub") else frozenset[int]()
-        masks = a.masks | b.masks if a.masks and b.masks else frozenset[Mask]()
-        return Facts(flat, hot, frozenset(), distinct, masks, a.masked & b.masked, a.zero and b.zero)
+        if any(constant):  # As `1 - mask` is one.
+            masks = a.masks if b.zero else b.masks if a.zero else (a if constant[-1] else b).masks_after()
+        else:
+            masks = _common([a, b])
+        return Facts(flat, hot, frozenset(), distinct, masks, a.zero and b.zero)
     if name == "not":
-        return Facts(flat, a.cold, a.hot, masks=a.masks, masked=a.masked)
+        return Facts(flat, a.cold, a.hot, masks=a.masks_after(_TURNED))
     if name == "eq":
         return Facts(flat, once)
     if name == "ne":
         return Facts(flat, cold=once)
     if name == "select_n":
-        some = [case.hot for case in facts[1:] if not case.zero]
-        hot = some[0] if len(some) == 1 else frozenset[int]()
+        some = [case for case in facts[1:] if not case.zero]
+        hot = some[0].hot if len(some) == 1 else frozenset[int]()
         hot = hot | (a.hot if facts[1].zero else a.cold if b.zero else frozenset())
-        masks = a.masks if len(some) < len(facts) - 1 else frozenset[Mask]()
-        return Facts(flat, hot, masks=masks, masked=a.masked)
+        masks = _common(some)
+        if len(some) < len(facts) - 1:
+            masks |= a.masks if facts[1].zero else a.masks_after(_TURNED)
+        return Facts(flat, hot, masks=masks)
     return Facts(flat)
 
 
@@ -156,7 +208,29 @@ def _moved(eqn: Equation, ins: Sequence[Value]) -> Facts:
         frozenset(t for t, on in enumerate(behind) if on & facts.hot) | (_gone(facts) if cut else facts.hot & {GONE}),
         frozenset(t for t, on in enumerate(behind) if on & facts.cold),
         frozenset(t for t, on in enumerate(behind) if on and on <= facts.distinct),
-        facts.masks_of_part(_shorter(eqn.shapes[0], eqn.out) if eqn.name == "slice" else ()),
-        frozenset(t for t, on in enumerate(behind) if on <= facts.masked),
+        _masks_moved(eqn, facts, behind) if padding else frozenset(),
         zero=facts.zero and padding,
     )
+
+
+def _masks_moved(eqn: Equation, facts: Facts, behind: Sequence[frozenset[int]]) -> frozenset[Hiding]:
+    """A mask stays the same one where what it varies along neither moves nor is cut."""
+    same = [frozenset([t]) for t in range(len(eqn.shapes[0]))]
+    # The axes within which positions move, and how.
+    within = eqn["dimensions"] if eqn.name == "rev" else ()
+    if eqn.name == "pad":
+        within = [t for t, widths in enumerate(eqn["padding_config"]) if any(widths)]
+    how = repr(eqn.eqn.params) if within or eqn.name in ("slice", "tile") else ""
+    masks = []
+    for mask in facts.masks:
+        before = [(on, size) for on, size in zip(same, eqn.shapes[0], strict=True) if not on <= mask.along]
+        after = [(on, size) for on, size in zip(behind, eqn.out, strict=True) if not on <= mask.along]
+        by = mask.by
+        if before != after or not mask.along.issuperset(within):
+            by = by.then((tuple(before), tuple(after), how))
+        masks.append(Hiding(by, frozenset(t for t, on in enumerate(behind) if on <= mask.along)))
+    return frozenset(masks)
+
+
+# What makes of a condition its opposite.
+_TURNED = "not"

@@ -13,6 +13,7 @@ import numpy as np
 
 from optax_gc._axes import WeightAxes
 from optax_gc._infer._arrays import Dim, Dims, UnfollowedError, in_order, size_of
+from optax_gc._infer._constants import Constant
 from optax_gc._infer._maths import CHOSEN, HIDDEN
 from optax_gc._infer._views import Mask, Param, View, by_place
 from optax_gc._infer._walk import ELEMENT
@@ -57,14 +58,27 @@ def judge(views: Sequence[View], param: Param) -> Verdict | None:
         return _judged(views, param)
     views = [view.replace(masks=(*view.masks, *view.holes)) for view in views]
     verdict = _judged(views, param)
-    torn = {view.torn for view in views}
-    same = len(torn) == 1 and all(isinstance(by, Mask) for by in views[0].torn)
-    if verdict and verdict.axes and not same:
-        # Which of them are there does not matter where each has the inputs of all.
+    if verdict and verdict.axes and not _hidden_alike(views):
+        # Which of them are there does not matter where each has the inputs of all, or the rest of the same axes.
         each = [_judged([view], param) for view in views]
-        if any(not (one and one.axes and one.axes.in_axes == verdict.axes.in_axes) for one in each):
+        alike = all(one and one.axes and one.axes.in_axes == verdict.axes.in_axes for one in each)
+        inputs = {a for a in verdict.axes.in_axes if param.shape[a] > 1}
+        beside = any(not view.torn for view in views) and all(_extent(view) == inputs for view in views)
+        if not alike and not beside:
             return Verdict(None, HIDDEN)
     return verdict
+
+
+def _extent(view: View) -> set[int]:
+    """The stored axes that units sum over, be it in part."""
+    box = _box(_trimmed(by_place(view, {}))) or ()
+    return {a for a, role in enumerate(box) if isinstance(role, _Set) and len(role.positions) > 1}
+
+
+def _hidden_alike(views: Sequence[View]) -> bool:
+    """Whether what may hide one of them hides all."""
+    torn = {frozenset(by for by in view.torn if not isinstance(by, Constant) or by.has_zeros()) for view in views}
+    return len(torn) == 1 and all(isinstance(by, Mask) for by in torn.pop())
 
 
 def _judged(views: Sequence[View], param: Param) -> Verdict | None:

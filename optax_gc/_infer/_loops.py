@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator, Sequence, Set
 from typing import Any
@@ -14,10 +15,11 @@ import numpy as np
 from optax_gc._infer._arrays import Axis, Dim, blank
 from optax_gc._infer._constants import ON_NUMBERS, Constant, fold, step_of
 from optax_gc._infer._equation import Equation, dtype_of, open_jaxpr, shape_of
+from optax_gc._infer._facts import facts_of_choice
 from optax_gc._infer._maths import CHOSEN, HIDDEN, choice, one_of
 from optax_gc._infer._names import CALLS
 from optax_gc._infer._values import Level, Value
-from optax_gc._infer._views import Mark, View, flatten, marked, same
+from optax_gc._infer._views import Mark, Mask, View, flatten, marked, same
 from optax_gc._infer._walk import Rule, Walk
 
 # Steps of a loop whose counter is run to see what it counts.
@@ -42,7 +44,8 @@ def cond(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     for cases in zip(*(walk.jaxpr(branch, operands) for branch in eqn["branches"]), strict=True):
         level = max(case.level for case in cases)
         if level == Level.DATA:
-            results.append(Value(level, choice(walk, cases)))
+            told = functools.partial(facts_of_choice, which, cases, len(eqn.outs[len(results)]))
+            results.append(Value(level, choice(walk, cases, which), told=told))
             continue
         kept = one_of([case.views for case in cases])
         by_data = which.level == Level.DATA and level != Level.WEIGHT
@@ -155,7 +158,7 @@ def _counted(body: Any, n_consts: int, i: int, start: Constant) -> Iterator[np.n
 
 
 def _counter(body: Any, n_consts: int, i: int, value: Value, step: Dim | None, reverse: bool) -> Constant | None:
-    if step is None or value.known is None or step.size > _STEPS:
+    if value.known is None or step is None or not 0 < step.size <= _STEPS:
         return None
     counted = _counted(body, n_consts, i, value.known)
     if counted is None:
@@ -310,8 +313,10 @@ def _over_steps(view: View, step: Dim | None) -> View:
 def _varies(by: Any, step: Dim | None, outside: Sequence[Value]) -> bool:
     """Whether what hides a product may choose the steps that count. Noise and weights hide none for good."""
     if isinstance(by, Constant):
-        return step in by.loops
-    return by not in (Level.NOISE, Level.WEIGHT) and not any(by in value.facts.masks for value in outside)
+        return step in by.loops and by.has_zeros()
+    if isinstance(by, Mask):
+        return not by.is_among({mask for value in outside for mask, _ in value.facts.masks})
+    return by not in (Level.NOISE, Level.WEIGHT)
 
 
 RULES: dict[str, Rule] = {

@@ -172,15 +172,10 @@ def select(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
         Value(case.level, tuple(_placed(case, shape, eqn.out)))
         for case, shape in zip(cases, eqn.shapes[1:], strict=True)
     ]
-    if sum(bool(case.views) for case in placed) == 1:
-        there, by = _numbers(which), which.known or which.level
-        placed = [
-            Value(case.level, tuple(hole(view, there and (there[0], there[1] == i), by) for view in case.views))
-            for i, case in enumerate(placed)
-        ]
     walk.summarise(which.views)
     if level == Level.DATA:
-        return [Value(level, choice(walk, placed))]
+        return [Value(level, choice(walk, placed, which))]
+    placed = _where_chosen(placed, which)
     views = combined(walk, one_of([case.views for case in placed]))
     return [Value(max(level, Level.SCALED) if which.level == Level.DATA and views else max(level, which.level), views)]
 
@@ -195,11 +190,30 @@ def one_of(cases: Sequence[Sequence[View]]) -> list[View]:
     return kept
 
 
-def choice(walk: Walk, cases: Sequence[Value]) -> tuple[View, ...]:
+def _where_chosen(cases: Sequence[Value], which: Value) -> list[Value]:
+    """A hole in what not every case holds, where another case is chosen."""
+    there, by = _numbers(which), which.known or which.level
+    stays = frozenset.intersection(*(case.sources for case in cases))
+    return [
+        Value(
+            case.level,
+            tuple(
+                hole(view, there and (there[0], there[1] == i), by)
+                if isinstance(view.of, Param) and view.of not in stays
+                else view
+                for view in case.views
+            ),
+        )
+        for i, case in enumerate(cases)
+    ]
+
+
+def choice(walk: Walk, cases: Sequence[Value], which: Value) -> tuple[View, ...]:
     """Products of which one case is chosen go on where all that have any agree; else each is a unit of its own.
 
     What a loop carries is a sum only while nothing can take its place.
     """
+    cases = _where_chosen(cases, which)
     uses: dict[Param | Mark, set[frozenset[Use | None]]] = collections.defaultdict(set)
     kept: list[View] = []
     products_of = [[view for view in case.views if view.product] for case in cases]
@@ -285,7 +299,14 @@ def combined(walk: Walk, views: Sequence[View]) -> tuple[View, ...]:
         for view, mine in spans:
             for t in mine:
                 along[t].add(view.of)
-        lesser = [view for view, mine in spans if any(along[t] - {view.of} for t in along if t not in mine)]
+        common = frozenset.intersection(*(mine for _, mine in spans))
+        lesser = [
+            view
+            for view, mine in spans
+            if any(along[t] - {view.of} for t in along if t not in mine)
+            # What met the data and lies beside something else is read as data.
+            or (view.scaled and any(view.axes[t].padded for t in mine - common))
+        ]
         walk.refuse(lesser, "scales or shifts another parameter")
         views = [view for view in views if view not in lesser]
     kept: dict[Param | Mark, list[View]] = collections.defaultdict(list)

@@ -17,6 +17,10 @@ ELEMENTWISE = _names(
     nextafter not one_minus_square or pow regularized_incomplete_beta rem round rsqrt shift_left shift_right_arithmetic
     shift_right_logical sign sin sinh sqrt square tan tanh xor zeta"""
 )
+# Of those, the ones that make zero of zero.
+KEEP_ZERO = _names(
+    """abs asin asinh atan atanh cbrt ceil erf expm1 floor integer_pow log1p round sign sin sinh sqrt square tan tanh"""
+)
 # Only the axes of the first operand move.
 LAYOUT = _names("transpose reshape broadcast_in_dim slice pad rev tile squeeze expand_dims")
 REDUCTIONS = _names("reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin")

@@ -245,7 +245,8 @@ def conv_general_dilated(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Seq
             use = Use(walk.tier(view, data.level), walk.trail, "conv")
             placed = view.replace(axes=tuple(axes))
             summed, shares = view.summed | view.on(inputs), view.shared | set(shared)
-            torn = view.torn | hidden_by(data, numbers.lhs_spec[1:])
+            summed_over = [t for t, k in zip(numbers.lhs_spec[1:], inputs, strict=True) if eqn.shapes[1][k] > 1]
+            torn = view.torn | hidden_by(data, summed_over)
             views.append(walk.start(placed, torn=torn, summed=summed, shared=shares, use=use))
     return [Value(Level.DATA, tuple(views))]
 

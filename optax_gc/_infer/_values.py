@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,13 @@ class Level(enum.IntEnum):
 GONE = -1
 
 
+class Hiding(NamedTuple):
+    """A mask, which hides all positions along some axes at once."""
+
+    by: Mask
+    along: frozenset[int]
+
+
 @dataclasses.dataclass(frozen=True)
 class Facts:
     """Axes of a value of which something is known that does not depend on the numbers."""
@@ -39,13 +46,25 @@ class Facts:
     hot: frozenset[int] = frozenset()  # at most one position, or block of positions, is not zero
     cold: frozenset[int] = frozenset()  # at most one position is false
     distinct: frozenset[int] = frozenset()  # no two positions are equal
-    masks: frozenset[Mask] = frozenset()  # data that may make it zero, by identity ...
-    masked: frozenset[int] = frozenset()  # ... all along these axes at once
+    masks: frozenset[Hiding] = frozenset()  # data any of which may make it zero
     zero: bool = False
 
-    def masks_of_part(self, axes: Iterable[int]) -> frozenset[Mask]:
-        """The masks of a part: those of another part are others, but where they hide all along the axes at once."""
-        return self.masks if self.masked.issuperset(axes) else frozenset([Mask()] if self.masks else [])
+    def masks_after(
+        self, what: Hashable = None, axes: Iterable[int] | None = None, places: Mapping[int, int] | None = None
+    ) -> frozenset[Hiding]:
+        """The masks after an operation: the same ones where they hide all along the axes at once, and else others.
+
+        Args:
+          what: the operation, or None for one that is like no other.
+          axes: the axes along which it does something; all of them by default.
+          places: where each axis of the value is afterwards; where it was by default.
+        """
+        masks = []
+        for by, along in self.masks:
+            if axes is None or not along.issuperset(axes):
+                by = Mask() if what is None else by.then(what)
+            masks.append(Hiding(by, along if places is None else frozenset(places[t] for t in along if t in places)))
+        return frozenset(masks)
 
     def shifted(self, axis: int, by: int) -> Facts:
         """The facts of a value that has an axis less (`by=-1`), or more, at a place."""
@@ -57,9 +76,9 @@ class Facts:
 
         flat, distinct = (move(axes) - {GONE} for axes in (self.flat, self.distinct))
         distinct = distinct if by < 0 else frozenset[int]()
-        masked = move(self.masked) - {GONE}
-        masks = self.masks_of_part({axis} if by < 0 else ())
-        return Facts(flat, move(self.hot), move(self.cold), distinct, masks, masked, self.zero)
+        masks = self.masks_after(axes=[axis] if by < 0 else ())
+        masks = frozenset(Hiding(mask, move(along) - {GONE}) for mask, along in masks)
+        return Facts(flat, move(self.hot), move(self.cold), distinct, masks, self.zero)
 
 
 NOTHING = Facts()
@@ -149,4 +168,5 @@ def has_met_data(value: Value) -> bool:
 
 def hidden_by(data: Value, inputs: Iterable[int]) -> frozenset[Any]:
     """The masks in the data that can hide a unit, with all of its inputs."""
-    return data.facts.masks if data.facts.masked.issuperset(inputs) else frozenset()
+    inputs = frozenset(inputs)
+    return frozenset(mask for mask, along in data.facts.masks if inputs <= along)

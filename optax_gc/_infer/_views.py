@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Set
 from typing import Any, Literal
 
 import numpy as np
@@ -34,6 +34,18 @@ class Param:
 
 class Mask:
     """Stands for data that may make a value zero."""
+
+    def __init__(self, made_of: Mask | None = None) -> None:
+        self.made_of = made_of
+        self._then: dict[Hashable, Mask] = {}
+
+    def then(self, what: Hashable) -> Mask:
+        """What becomes of it: of the same mask by the same operation, the same one."""
+        return self._then.setdefault(what, Mask(self))
+
+    def is_among(self, masks: Set[Mask]) -> bool:
+        """Whether it is one of them, or made of one of them alone."""
+        return self in masks or (self.made_of is not None and self.made_of.is_among(masks))
 
 
 class Mark:

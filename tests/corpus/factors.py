@@ -420,5 +420,13 @@ HARD = [
         w=w("i6 o6"),
     ),
     *spelled("bare probe", _BARE, x_(2, 7, 5), **_PROBE),
+    case(
+        "a scale, beside a token, times a weight of one output",
+        lambda x, s, c, w: (jnp.concatenate([c[None], x * s])[..., None] * w).sum(1),
+        x_(3, 5),
+        s=alone("5"),
+        c=alone("5"),
+        w=w("i5 o1"),
+    ),
     *spelled("relative positions", _RELATIVE, x_(2, 7, 5), r=alone("13 5"), q=w("i5 o4"), k=w("i5 o4")),
 ]

@@ -15,6 +15,7 @@ from corpus._leaves import alone, case, sharded, spelled, tokens, w, x_
 
 tanh = jnp.tanh
 _X = x_(2, 5)
+_ZEROS = jnp.zeros((2, 6))
 
 # One-hot products are lookups, however the one-hot was made.
 
@@ -332,7 +333,26 @@ _INEXACT: dict[str, Any] = {
     "below zero, unsigned": lambda n: (n.astype(jnp.float32) - 1).astype(jnp.uint32),
     "a case outside": lambda n: lax.select_n(n, *(jnp.full(9, k) for k in range(8))),
 }
+# Loops whose steps constants scale that are nowhere zero, and loops of no steps.
+_STEPS = {
+    "a scale for each": (lambda x, w: lax.fori_loop(0, 4, lambda k, y: y + jnp.exp(-1.0 * k) * (x @ w[k]), _ZEROS), 4),
+    "powers": (lambda x, w: lax.fori_loop(0, 4, lambda k, y: y + 0.9**k * (x @ w[k]), _ZEROS), 4),
+    "scanned scales": (
+        lambda x, w: lax.scan(lambda y, at: (y + at[0] * (x @ at[1]), None), _ZEROS, (jnp.cos(jnp.arange(4.0) / 9), w))[
+            0
+        ],
+        4,
+    ),
+    "a scale for each output": (
+        lambda x, w: lax.fori_loop(0, 4, lambda k, y: y + jnp.exp(-jnp.arange(6.0) * k) * (x @ w[k]), _ZEROS),
+        4,
+    ),
+    "none": (lambda x, w: lax.fori_loop(0, 0, lambda k, y: y + x @ w[k], _ZEROS) + x @ w[0], 1),
+    "from five to three": (lambda x, w: lax.fori_loop(5, 3, lambda k, y: y + x @ w[0], _ZEROS) + x @ w[0], 1),
+}
+
 INDEXED = [
+    *(case(f"steps: {name}", f, _X, w=w(f"i{n} i5 o6")) for name, (f, n) in _STEPS.items()),
     *spelled("circulant", _CIRCULANT, _RING, c=w("i7")),
     *spelled("block-circulant", _BLOCKS_OF_RING, x_(2, 7, 5), c=w("i7 i5 o6")),
     *(case(f"constant index: {name}", f, x, w=w(text)) for name, (f, x, text) in _INDEXED.items()),
@@ -372,7 +392,6 @@ def _in_two(mask: Any) -> Any:
 
 
 # Each output is that of one of four kernels.
-_ZEROS = jnp.zeros((2, 6))
 _OWN = np.arange(6) % 4 == np.arange(4)[:, None]
 _OWN_KERNEL = {
     "kernels masked": lambda x, w: sum(x @ (w[k] * (jnp.arange(6) % 4 == k)) for k in range(4)),
@@ -406,6 +425,31 @@ _HIDES = {
     "where": _sum_of(lambda x, on, w: jnp.where(on[:, None], x, 0) @ w),
     "where not": _sum_of(lambda x, on, w: jnp.where(jnp.logical_not(on)[:, None], 0, x) @ w),
     "a function of it": _sum_of(lambda x, on, w: jnp.abs(x * on[:, None]) @ w),
+    "relu": _sum_of(lambda x, on, w: jax.nn.relu(x * on[:, None]) @ w),
+    "elu": _sum_of(lambda x, on, w: jax.nn.elu(x * on[:, None]) @ w),
+    "one less the rest": _sum_of(lambda x, on, w: (x * (1 - (~on).astype(jnp.float32))[:, None]) @ w),
+    "either": _sum_of(lambda x, on, w: (x * jnp.stack([on, on], 1).any(1)[:, None]) @ w),
+    "neither": _sum_of(lambda x, on, w: (x * (on ^ (x[:, 0] > 0))[:, None]) @ w),
+    "what is positive, too": _sum_of(lambda x, on, w: jnp.where((x[:, 0] > 0)[:, None], x * on[:, None], 0) @ w),
+    "what is positive, first": lambda x, t, w: (lambda on: sum((x * on[:, k, None]) @ w[k] for k in range(4)))(
+        (t[:, None] == jnp.arange(4)) & (x[:, :1] > 0)
+    ),
+    "parts joined": _sum_of(lambda x, on, w: jnp.concatenate([x[:, :2] * on[:, None], x[:, 2:] * on[:, None]], 1) @ w),
+    "rolled": _sum_of(lambda x, on, w: jnp.roll(x * on[:, None], 1, 0) @ w),
+    "averaged": _sum_of(lambda x, on, w: (x[:, None] * on[:, None, None]).mean(1) @ w),
+    "two layers": _sum_of(lambda x, on, w: jax.nn.relu((x * on[:, None]) @ jnp.ones((5, 5))) @ w),
+    "one branch": _sum_of(lambda x, on, w: lax.cond(on[0], lambda x: x, jnp.zeros_like, x) @ w),
+    "one branch of many": lambda x, t, w: sum(
+        lax.switch(t[0], [lambda i=i, k=k: x if i == k else jnp.zeros_like(x) for i in range(4)]) @ w[k]
+        for k in range(4)
+    ),
+    "the product in one branch": _sum_of(lambda x, on, w: lax.cond(on[0], lambda: x @ w, lambda: jnp.zeros((4, 6)))),
+    "a loop that adds or not": lambda x, t, w: lax.fori_loop(
+        0, 4, lambda k, y: jnp.where((t == k)[:, None], y + x @ w[k], y), jnp.zeros((4, 6))
+    ),
+    "a loop that adds in one branch": lambda x, t, w: lax.fori_loop(
+        0, 4, lambda k, y: lax.cond(t[0] == k, lambda: y + x @ w[k], lambda: y), jnp.zeros((4, 6))
+    ),
     "einsum": _sum_of(lambda x, on, w: jnp.einsum("b,bi->bi", on.astype(jnp.float32), x) @ w),
     "sum of what is not hidden twice": _sum_of(lambda x, on, w: (x * on[:, None] + jnp.where(on[:, None], x, 0)) @ w),
     "elementwise": _sum_of(lambda x, on, w: ((x * on[:, None])[:, :, None] * w).sum(1)),
@@ -433,6 +477,35 @@ _HIDES = {
     ),
 }
 _FLAGS = x_(4, 4, dtype=jnp.bool_)
+# One mask, of which each product gets another form.
+_IN_TURN = {
+    "not": lambda x, on, w: (x * on[:, None]) @ w[0] + (x * ~on[:, None]) @ w[1],
+    "where, and where not": lambda x, on, w: jnp.where(on[:, None], x, 0) @ w[0] + jnp.where(on[:, None], 0, x) @ w[1],
+    "other rows": lambda x, on, w: (lambda h: h @ w[0] + h[::-1] @ w[1])(x * on[:, None]),
+    "rows further down": lambda x, on, w: (lambda h: h @ w[0] + lax.pad(h, 0.0, ((1, -1, 0), (0, 0, 0))) @ w[1])(
+        x * on[:, None]
+    ),
+    "in another order": lambda x, on, w: (lambda m: (x * m.reshape(4, 1)) @ w[0] + (x * m.T.reshape(4, 1)) @ w[1])(
+        on.reshape(2, 2)
+    ),
+    "or, and": lambda x, on, w: (lambda m: (x * (on | m)[:, None]) @ w[0] + (x * (on & m)[:, None]) @ w[1])(
+        x[:, 0] > 0
+    ),
+    "of the larger": lambda x, on, w: (lambda m: jnp.maximum(on * x.T, m * x.T).T @ w[0] + (x.T * on * m).T @ w[1])(
+        x[:, 0] > 0
+    ),
+    "by turns": lambda x, on, w: lax.fori_loop(
+        0, 2, lambda k, y: y + (x * (on ^ (k == 1))[:, None]) @ w[k], jnp.zeros((4, 6))
+    ),
+}
+_PIXELS = {
+    "unrolled": lambda x, t, w: sum(lax.conv(x * (t == k)[:, None], w[k], (1, 1), "SAME") for k in range(4)),
+    "scan": lambda x, t, w: lax.scan(
+        lambda y, at: (y + lax.conv(x * (t == at[0])[:, None], at[1], (1, 1), "SAME"), None),
+        jnp.zeros((2, 6, 3, 3)),
+        (jnp.arange(4), w),
+    )[0],
+}
 # Nothing is hidden for itself: it is one mask, or one of its elements, or all of the weight is there in each product.
 _HIDES_ALL = {
     "a mask of the inputs": lambda x, t, w: (x * (t > 0)[:, None]) @ w,
@@ -445,6 +518,13 @@ _HIDES_ALL = {
         )[0]
     )(jnp.where((t > 0)[:, None], x, 0)),
     "elements": lambda x, t, w: (x * (x > 0))[:, :2] @ w[:2] + jnp.where(x > 0, x, 0)[:, 2:] @ w[2:],
+    "one of two parts": lambda x, t, w: x[:, :2] @ w[:2] + (x * (t > 0)[:, None])[:, 2:] @ w[2:],
+    "one of two parts, by numbers": lambda x, t, w: (
+        x[:, :2] @ w[:2] + (x * (1 - (t > 0).astype(jnp.float32))[:, None])[:, 2:] @ w[2:]
+    ),
+    "halves, reshaped alike": lambda x, t, w: (
+        lambda x: x[:, :, :2].reshape(4, 2) @ w[:2] + x[:, :, 2:].reshape(4, 3) @ w[2:]
+    )((x * (t > 0)[:, None]).reshape(2, 2, 5)),
     "whole weights": lambda x, t, w: sum((x * (t == k)[:, None]) @ w for k in range(4)),
     "whole weights in a loop": lambda x, t, w: lax.fori_loop(
         0, 4, lambda k, y: y + (x * (t > k)[:, None]) @ w, jnp.zeros((4, 6))
@@ -489,7 +569,7 @@ PARTIAL = [
         "rows of which a key hides some, and others",
         lambda x, key, w: x[:, :2] @ (w[:2] * jax.random.bernoulli(key, 0.5, (2, 6))) + x[:, 2:] @ w[2:],
         [_X, KEY],
-        w=alone("5 6"),
+        w=w("i5 o6"),
     ),
     case(
         "layer that the data choose, its outputs averaged",
@@ -549,6 +629,10 @@ def _by_a_param(x: jax.Array, s: jax.Array, e: jax.Array) -> jax.Array:
 
 HARD = [
     *spelled("hidden by data", _HIDES, [x_(4, 5), x_(4, dtype=jnp.int32)], w=w("b4 i5 o6")),
+    *spelled("hidden in turn", _IN_TURN, [x_(4, 5), x_(4, dtype=jnp.bool_)], w=w("b2 i5 o6")),
+    *spelled(
+        "hidden at one pixel", _PIXELS, [x_(2, 5, 3, 3), x_(2, 3, 3, dtype=jnp.int32)], w=w("b4 o6 i5 i1 i1", op="conv")
+    ),
     case(
         "hidden by flags",
         lambda x, on, w: sum((x * on[:, k, None]) @ w[k] for k in range(4)),
