@@ -90,7 +90,7 @@ def _joined(name: str, axis: int, facts: Sequence[Facts]) -> Facts:
     hots = [fact.hot for fact in some]
     masks = _common(some)
     if name == "concatenate":
-        masks = Facts(masks=masks).masks_after((name, axis, len(facts)), [axis])
+        masks = Facts(masks=masks).masks_after((name, axis) if len(some) == len(facts) else None, [axis])
     return Facts(hot=frozenset.intersection(*hots) if hots else frozenset(), masks=masks, zero=not hots)
 
 

@@ -485,6 +485,9 @@ _IN_TURN = {
     "rows further down": lambda x, on, w: (lambda h: h @ w[0] + lax.pad(h, 0.0, ((1, -1, 0), (0, 0, 0))) @ w[1])(
         x * on[:, None]
     ),
+    "zeros before, zeros behind": lambda x, on, w: (
+        lambda h, z: jnp.concatenate([z, h]) @ w[0] + jnp.concatenate([h, z]) @ w[1]
+    )(x * on[:, None], jnp.zeros((1, 5))),
     "in another order": lambda x, on, w: (lambda m: (x * m.reshape(4, 1)) @ w[0] + (x * m.T.reshape(4, 1)) @ w[1])(
         on.reshape(2, 2)
     ),
