@@ -145,9 +145,7 @@ def _is_key(leaf: Any, legacy: jax.ShapeDtypeStruct) -> bool:
 
 
 def _told(leaf: Any) -> Facts:
-    if leaf.dtype != jnp.bool_:
-        return NOTHING
-    return Facts(masks=frozenset([Hiding(Mask(), frozenset(t for t, size in enumerate(leaf.shape) if size == 1))]))
+    return Facts(masks=frozenset([Hiding(Mask(), frozenset())])) if leaf.dtype == jnp.bool_ else NOTHING
 
 
 def _no_weight(leaf: Any) -> str:

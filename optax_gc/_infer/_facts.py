@@ -208,7 +208,7 @@ def _moved(eqn: Equation, ins: Sequence[Value]) -> Facts:
         frozenset(t for t, on in enumerate(behind) if on & facts.hot) | (_gone(facts) if cut else facts.hot & {GONE}),
         frozenset(t for t, on in enumerate(behind) if on & facts.cold),
         frozenset(t for t, on in enumerate(behind) if on and on <= facts.distinct),
-        _masks_moved(eqn, facts, behind) if padding else frozenset(),
+        _masks_moved(eqn, facts, behind),
         zero=facts.zero and padding,
     )
 

@@ -436,6 +436,7 @@ _HIDES = {
     ),
     "parts joined": _sum_of(lambda x, on, w: jnp.concatenate([x[:, :2] * on[:, None], x[:, 2:] * on[:, None]], 1) @ w),
     "rolled": _sum_of(lambda x, on, w: jnp.roll(x * on[:, None], 1, 0) @ w),
+    "averaged, the other way": _sum_of(lambda x, on, w: (x[None] * on[None, :, None]).mean(0) @ w),
     "averaged": _sum_of(lambda x, on, w: (x[:, None] * on[:, None, None]).mean(1) @ w),
     "two layers": _sum_of(lambda x, on, w: jax.nn.relu((x * on[:, None]) @ jnp.ones((5, 5))) @ w),
     "one branch": _sum_of(lambda x, on, w: lax.cond(on[0], lambda x: x, jnp.zeros_like, x) @ w),
@@ -466,6 +467,10 @@ _HIDES = {
     "an index into the mask": lambda x, t, w: sum(
         (x * jnp.take((t[:, None] == t[:4] + jnp.arange(4)), k, 1)[:, None]) @ w[k] for k in range(4)
     ),
+    "a row of zeros, or its own": _sum_of(
+        lambda x, on, w: jnp.concatenate([jnp.zeros((1, 6)), x @ w])[jnp.where(on, jnp.arange(1, 5), 0)]
+    ),
+    "of repeated data": lambda x, t, w: sum((x * (jnp.broadcast_to(t[:, None], (4, 5)) == k)) @ w[k] for k in range(4)),
     "scan": lambda x, t, w: lax.scan(
         lambda y, at: (y + (x * (t == at[0])[:, None]) @ at[1], None), jnp.zeros((4, 6)), (jnp.arange(4), w)
     )[0],
@@ -491,6 +496,14 @@ _IN_TURN = {
     "in another order": lambda x, on, w: (lambda m: (x * m.reshape(4, 1)) @ w[0] + (x * m.T.reshape(4, 1)) @ w[1])(
         on.reshape(2, 2)
     ),
+    "numbers, and one less": lambda x, on, w: (lambda m: (x * m[:, None]) @ w[0] + (x * (1 - m)[:, None]) @ w[1])(
+        on.astype(jnp.float32)
+    ),
+    "rows taken": lambda x, on, w: (lambda h: h @ w[0] + h[np.array([3, 2, 1, 0])] @ w[1])(x * on[:, None]),
+    "windows of one row": lambda x, on, w: (
+        lambda h: h @ w[0] + jax.vmap(lambda i: lax.dynamic_slice(h, (i, 0), (1, 5))[0])(np.array([3, 2, 1, 0])) @ w[1]
+    )(x * on[:, None]),
+    "halves of the rows": lambda x, on, w: (lambda a, b: a @ w[0] + b @ w[1])(*jnp.split(x * on[:, None], 2)),
     "or, and": lambda x, on, w: (lambda m: (x * (on | m)[:, None]) @ w[0] + (x * (on & m)[:, None]) @ w[1])(
         x[:, 0] > 0
     ),
@@ -509,6 +522,12 @@ _PIXELS = {
         (jnp.arange(4), w),
     )[0],
 }
+
+
+def _in_halves(inputs: Any) -> Any:
+    return lambda x, t, w: inputs(x, t, 0)[:, :2] @ w[:2] + inputs(x, t, 1)[:, 2:] @ w[2:]
+
+
 # Nothing is hidden for itself: it is one mask, or one of its elements, or all of the weight is there in each product.
 _HIDES_ALL = {
     "a mask of the inputs": lambda x, t, w: (x * (t > 0)[:, None]) @ w,
@@ -520,6 +539,26 @@ _HIDES_ALL = {
             (x.reshape(4, 5, 1).swapaxes(0, 1), w.reshape(5, 1, 6)),
         )[0]
     )(jnp.where((t > 0)[:, None], x, 0)),
+    "opposites": lambda x, t, w: (lambda on: (x * ~on[:, None])[:, :2] @ w[:2] + (x[:, 2:] * ~on[:, None]) @ w[2:])(
+        t > 0
+    ),
+    "means of what masks keep": _in_halves(
+        lambda x, t, k: (jnp.stack([x, x + 1, x * x], 1) * (t[:, None] > k + jnp.arange(3))[:, :, None]).mean(1)
+    ),
+    "products with what masks keep": _in_halves(lambda x, t, k: ((x @ x.T) * (t > k)) @ x),
+    "rows and columns": lambda x, t, w: (
+        lambda on: (x[:, :4] * on[:, None] + x[:, :4] * on)[:, :3] @ w[:3] + (x[:, 3:] * (t > 1)[:, None]) @ w[3:]
+    )(t > 0),
+    "inputs from the other end": lambda x, t, w: (lambda x: x[:, ::-1][:, :2] @ w[:2] + x[:, 2:] @ w[2:])(
+        x * (t > 0)[:, None]
+    ),
+    "chunks, of two masks": lambda x, t, w: (
+        lambda on, too: lax.scan(
+            lambda y, at: (y + (at[0] * (on & too)[:, None]) @ at[1], None),
+            jnp.zeros((4, 6)),
+            (x.reshape(4, 5, 1).swapaxes(0, 1), w.reshape(5, 1, 6)),
+        )[0]
+    )(t > 0, x[:, 0] > 0),
     "elements": lambda x, t, w: (x * (x > 0))[:, :2] @ w[:2] + jnp.where(x > 0, x, 0)[:, 2:] @ w[2:],
     "one of two parts": lambda x, t, w: x[:, :2] @ w[:2] + (x * (t > 0)[:, None])[:, 2:] @ w[2:],
     "one of two parts, by numbers": lambda x, t, w: (
@@ -573,6 +612,14 @@ PARTIAL = [
         lambda x, key, w: x[:, :2] @ (w[:2] * jax.random.bernoulli(key, 0.5, (2, 6))) + x[:, 2:] @ w[2:],
         [_X, KEY],
         w=w("i5 o6"),
+    ),
+    case(
+        "rows of the batch that a key hides, of several products",
+        lambda x, key, w: sum(
+            (x * jax.random.bernoulli(jax.random.fold_in(key, k), 0.5, (2, 1))) @ w[k] for k in range(4)
+        ),
+        [_X, KEY],
+        w=w("i4 i5 o6"),
     ),
     case(
         "layer that the data choose, its outputs averaged",
@@ -632,6 +679,7 @@ def _by_a_param(x: jax.Array, s: jax.Array, e: jax.Array) -> jax.Array:
 
 HARD = [
     *spelled("hidden by data", _HIDES, [x_(4, 5), x_(4, dtype=jnp.int32)], w=w("b4 i5 o6")),
+    case("hidden by data, of one input", _HIDES["times"], [x_(4, 1), x_(4, dtype=jnp.int32)], w=w("b4 i1 o6")),
     *spelled("hidden in turn", _IN_TURN, [x_(4, 5), x_(4, dtype=jnp.bool_)], w=w("b2 i5 o6")),
     *spelled(
         "hidden at one pixel", _PIXELS, [x_(2, 5, 3, 3), x_(2, 3, 3, dtype=jnp.int32)], w=w("b4 o6 i5 i1 i1", op="conv")
