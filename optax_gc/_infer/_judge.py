@@ -71,7 +71,7 @@ def judge(views: Sequence[View], param: Param) -> Verdict | None:
 
 def _extent(view: View) -> set[int]:
     """The stored axes that units sum over, be it in part."""
-    box = _box(_trimmed(by_place(view, {}))) or ()
+    box = _box(view) or ()
     return {a for a, role in enumerate(box) if isinstance(role, _Set) and len(role.positions) > 1}
 
 

@@ -306,8 +306,7 @@ def _over_steps(view: View, step: Dim | None) -> View:
     """The sum over the steps of a loop, at some of which it may be zero."""
     if step is None or step not in view.varying():
         return view
-    masks = (*view.masks, *(hole for hole in view.holes if step in hole.dims))
-    return view.replace(summed=view.summed | {step}, masks=masks)
+    return view.replace(summed=view.summed | {step}, masks=(*view.masks, *view.holes))
 
 
 def _varies(by: Any, step: Dim | None, outside: Sequence[Value]) -> bool:

@@ -347,6 +347,15 @@ _STEPS = {
         lambda x, w: lax.fori_loop(0, 4, lambda k, y: y + jnp.exp(-jnp.arange(6.0) * k) * (x @ w[k]), _ZEROS),
         4,
     ),
+    "unrolled scales": (lambda x, w: sum(jnp.exp(-jnp.arange(6.0) * k) * (x @ w[k]) for k in range(4)), 4),
+    "a costly mask of all": (
+        lambda x, w: lax.fori_loop(0, 4, lambda k, y: y + (jnp.sin(jnp.arange(6.0)) > 0) * (x @ w[k]), _ZEROS),
+        4,
+    ),
+    "a mask of all": (
+        lambda x, w: lax.fori_loop(0, 4, lambda k, y: y + (jnp.arange(6) < 3) * (x @ w[k]), _ZEROS),
+        4,
+    ),
     "none": (lambda x, w: lax.fori_loop(0, 0, lambda k, y: y + x @ w[k], _ZEROS) + x @ w[0], 1),
     "from five to three": (lambda x, w: lax.fori_loop(5, 3, lambda k, y: y + x @ w[0], _ZEROS) + x @ w[0], 1),
 }
@@ -439,6 +448,7 @@ _HIDES = {
     "averaged, the other way": _sum_of(lambda x, on, w: (x[None] * on[None, :, None]).mean(0) @ w),
     "averaged": _sum_of(lambda x, on, w: (x[:, None] * on[:, None, None]).mean(1) @ w),
     "two layers": _sum_of(lambda x, on, w: jax.nn.relu((x * on[:, None]) @ jnp.ones((5, 5))) @ w),
+    "all but one": lambda x, t, w: x @ w[0] + sum((x * (t == k)[:, None]) @ w[k] for k in range(1, 4)),
     "one branch": _sum_of(lambda x, on, w: lax.cond(on[0], lambda x: x, jnp.zeros_like, x) @ w),
     "one branch of many": lambda x, t, w: sum(
         lax.switch(t[0], [lambda i=i, k=k: x if i == k else jnp.zeros_like(x) for i in range(4)]) @ w[k]
@@ -567,6 +577,9 @@ _HIDES_ALL = {
     "halves, reshaped alike": lambda x, t, w: (
         lambda x: x[:, :, :2].reshape(4, 2) @ w[:2] + x[:, :, 2:].reshape(4, 3) @ w[2:]
     )((x * (t > 0)[:, None]).reshape(2, 2, 5)),
+    "elements, one by one": lambda x, t, w: (
+        ((x * (x > 0))[:, :2, None] * w[:2]).sum(1) + (jnp.where(x > 0, x, 0)[:, 2:, None] * w[2:]).sum(1)
+    ),
     "whole weights": lambda x, t, w: sum((x * (t == k)[:, None]) @ w for k in range(4)),
     "whole weights in a loop": lambda x, t, w: lax.fori_loop(
         0, 4, lambda k, y: y + (x * (t > k)[:, None]) @ w, jnp.zeros((4, 6))
@@ -679,7 +692,24 @@ def _by_a_param(x: jax.Array, s: jax.Array, e: jax.Array) -> jax.Array:
 
 HARD = [
     *spelled("hidden by data", _HIDES, [x_(4, 5), x_(4, dtype=jnp.int32)], w=w("b4 i5 o6")),
-    case("hidden by data, of one input", _HIDES["times"], [x_(4, 1), x_(4, dtype=jnp.int32)], w=w("b4 i1 o6")),
+    case(
+        "hidden by data, of one input",
+        _sum_of(lambda x, on, w: (x * on) @ w),
+        [x_(4, 1), x_(4, 1, dtype=jnp.int32)],
+        w=w("b4 i1 o6"),
+    ),
+    case(
+        "blocks of the inputs, by turns",
+        lambda x, on, w: (x[:, :2] * on[:, None]) @ w[:2] + (x[:, 2:] * ~on[:, None]) @ w[2:],
+        [x_(4, 5), x_(4, dtype=jnp.bool_)],
+        w=alone("5 6"),
+    ),
+    case(
+        "costly masks for each step",
+        lambda x, w: lax.fori_loop(0, 4, lambda k, y: y + (jnp.sin(jnp.arange(6.0) + 2 * k) > 0) * (x @ w[k]), _ZEROS),
+        _X,
+        w=alone("4 5 6"),
+    ),
     *spelled("hidden in turn", _IN_TURN, [x_(4, 5), x_(4, dtype=jnp.bool_)], w=w("b2 i5 o6")),
     *spelled(
         "hidden at one pixel", _PIXELS, [x_(2, 5, 3, 3), x_(2, 3, 3, dtype=jnp.int32)], w=w("b4 o6 i5 i1 i1", op="conv")
