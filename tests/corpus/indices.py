@@ -562,9 +562,9 @@ _HIDES_ALL = {
     "inputs from the other end": lambda x, t, w: (lambda x: x[:, ::-1][:, :2] @ w[:2] + x[:, 2:] @ w[2:])(
         x * (t > 0)[:, None]
     ),
-    "chunks, of two masks": lambda x, t, w: (
+    "chunks, of a mask and the opposite of another": lambda x, t, w: (
         lambda on, too: lax.scan(
-            lambda y, at: (y + (at[0] * (on & too)[:, None]) @ at[1], None),
+            lambda y, at: (y + (at[0] * (~on & too)[:, None]) @ at[1], None),
             jnp.zeros((4, 6)),
             (x.reshape(4, 5, 1).swapaxes(0, 1), w.reshape(5, 1, 6)),
         )[0]
@@ -633,6 +633,21 @@ PARTIAL = [
         ),
         [_X, KEY],
         w=w("i4 i5 o6"),
+    ),
+    case(
+        "layers that a key leaves out",
+        lambda x, key, w: lax.fori_loop(
+            0, 4, lambda k, y: y + jnp.where(jax.random.bernoulli(jax.random.fold_in(key, k)), x @ w[k], 0), _ZEROS
+        ),
+        [_X, KEY],
+        w=w("i4 i5 o6"),
+    ),
+    case(
+        "layers that a param leaves out",
+        lambda x, w, g: lax.fori_loop(0, 4, lambda k, y: y + jnp.where(g[k] > 0, x @ w[k], 0), _ZEROS),
+        _X,
+        w=w("i4 i5 o6"),
+        g=alone("4"),
     ),
     case(
         "layer that the data choose, its outputs averaged",
