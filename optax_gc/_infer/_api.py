@@ -90,9 +90,8 @@ def infer_axes(fn: Callable[..., Any], params: PyTree, *args: Any, **kwargs: Any
         Value(Level.CONST) if name in alone else Value(Level.WEIGHT, (stored(param),))
         for name, param in params_.items()
     ]
-    # A function of its own each time: the trace of `key` is kept, whatever generator is the default.
-    legacy = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
-    inputs = [Value(Level.NOISE if _is_key(flat[i], legacy) else Level.DATA, told=_told(flat[i])) for i in data]
+    width = _width_of_keys() if any(flat[i].dtype == jnp.uint32 for i in data) else ()
+    inputs = [Value(Level.NOISE if _is_key(flat[i], width) else Level.DATA, told=_told(flat[i])) for i in data]
     has_data = any(value.level == Level.DATA for value in inputs)
     walk = Walk(RULES, captured=Level.CONST if has_data else Level.DATA)
     results = walk.jaxpr(jaxpr, [*weights, *inputs])
@@ -137,11 +136,16 @@ def _is_array(leaf: Any) -> bool:
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
-def _is_key(leaf: Any, legacy: jax.ShapeDtypeStruct) -> bool:
+def _width_of_keys() -> tuple[int, ...]:
+    """The shape of a key of `PRNGKey`, by the generator that is the default now."""
+    # A function of its own each time: the trace of `key` is kept, whatever generator is the default.
+    return jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape
+
+
+def _is_key(leaf: Any, width: tuple[int, ...]) -> bool:
     """Whether an argument is a random key, typed or not: what is drawn from it are no data."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return True
-    return leaf.dtype == legacy.dtype and tuple(leaf.shape[-1:]) == legacy.shape
+    legacy = leaf.dtype == jnp.uint32 and tuple(leaf.shape[-1:]) == width
+    return legacy or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _told(leaf: Any) -> Facts:
