@@ -162,9 +162,7 @@ class _Judge:
         whole = len({_where(view) for view in views}) == 1 and all(len(_where(v)) == len(v.masks) for v in views)
         boxes = [box for view in views if whole and (box := _box(view)) is not None]
         inputs = _union(boxes, self._shape) if len(boxes) == len(views) else None
-        if inputs is None:
-            inputs = _listed(views, self._shape)
-        return tuple(a for a in inputs if self._shape[a] > 1)
+        return _listed(views, self._shape) if inputs is None else inputs
 
     def _roles(self, views: Sequence[View], inputs: tuple[int, ...]) -> Verdict:
         if not inputs and not any(view.product for view in views):

@@ -599,6 +599,8 @@ _PARTIAL = {
         lambda h: (h @ w).sum() < 1, lambda h: tanh(h @ w.T), x
     ),
     "a row and a column": lambda x, w: x @ w.ravel()[np.stack([np.arange(5), 5 * np.arange(5)])].T,
+    "rows and columns, added up": lambda x, w: (x @ w).sum(-1) + (x @ w.T).sum(-1),
+    "the diagonal": lambda x, w: x @ w[np.arange(5), np.arange(5)],
     "columns of which some lack a row": lambda x, w: jnp.concatenate([x @ w[:, :3], x[:, :4] @ w[:4, 3:]], 1),
 }
 
@@ -614,6 +616,33 @@ def _cached(x: jax.Array, caches: jax.Array, w: jax.Array) -> Any:
 
 PARTIAL = [
     *spelled("partial", _PARTIAL, _X, w=alone("5 5")),
+    case(
+        "kernels of which some outputs are added up",
+        lambda x, w: (x @ w[0]) * (np.arange(6) < 4) + (x @ w[1]) * (np.arange(6) > 2),
+        _X,
+        w=alone("2 5 6"),
+    ),
+    case(
+        "all of it, and a part twice",
+        lambda x, w: jnp.einsum("buk,uk->bu", x, w[np.array([[0, 1, 2], [0, 0, 1]])]),
+        x_(4, 2, 3),
+        w=alone("3"),
+    ),
+    case(
+        "outputs in the places of others, added up",
+        lambda x, w: jnp.pad(x @ w[:, :3], ((0, 0), (3, 0))) + jnp.pad(x @ w[:, 3:], ((0, 0), (0, 3))),
+        _X,
+        w=w("i5 o6"),
+    ),
+    case(
+        "channels of which the data hide some, and others",
+        lambda x, t, w: (
+            lax.conv(x[:, :2], w[:, :2], (1, 1), "SAME")
+            + lax.conv(x[:, 2:] * (t > 0)[:, None], w[:, 2:], (1, 1), "SAME")
+        ),
+        [x_(2, 5, 3, 3), x_(2, 3, 3, dtype=jnp.int32)],
+        w=w("o6 i5 i1 i1", op="conv"),
+    ),
     case(
         "layers that the data choose, added up",
         lambda x, t, w: x @ w[t[0]] + x @ w[t[1]],
