@@ -16,8 +16,8 @@ from optax_gc._infer import _devices, _loops, _maths, _pieces, _products
 from optax_gc._infer._arrays import LIMIT
 from optax_gc._infer._decide import decide, votes_of
 from optax_gc._infer._source import source_line
-from optax_gc._infer._values import NOTHING, Facts, Hiding, Level, Value
-from optax_gc._infer._views import Mask, Param, stored
+from optax_gc._infer._values import NOTHING, Facts, Hiding, Level, Mask, Value
+from optax_gc._infer._views import Param, stored
 from optax_gc._infer._walk import Walk
 
 RULES = {**_pieces.RULES, **_maths.RULES, **_products.RULES, **_loops.RULES, **_devices.RULES}

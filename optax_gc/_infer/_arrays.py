@@ -32,6 +32,11 @@ def size_of(dims: Iterable[Dim]) -> int:
     return math.prod(dim.size for dim in dims)
 
 
+def region(axes: Iterable[Axis]) -> tuple[tuple[int, int], ...]:
+    """Where on the axes of a value something is."""
+    return tuple((axis.lo, axis.hi) for axis in axes)
+
+
 def in_order(dims: Iterable[Dim]) -> Dims:
     """The dims of a set in an order that is the same at every call."""
     return tuple(sorted(dims, key=id))

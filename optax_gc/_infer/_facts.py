@@ -13,8 +13,8 @@ from optax_gc._infer._arrays import Named, UnfollowedError, blank
 from optax_gc._infer._equation import Equation, Shape, shape_of
 from optax_gc._infer._layout import MOVES
 from optax_gc._infer._names import ELEMENTWISE, KEEP_ZERO, SAME
-from optax_gc._infer._values import GONE, NOTHING, Facts, Hiding, Level, Value, level_of
-from optax_gc._infer._views import Mark, Mask, View
+from optax_gc._infer._values import GONE, NOTHING, Facts, Hiding, Level, Mask, Value, level_of
+from optax_gc._infer._views import Mark, View
 
 _ARITHMETIC = frozenset({*ELEMENTWISE, "add", "sub", "mul", "div", "select_n"})
 _KEEP_ZERO = KEEP_ZERO | {"div"}

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from optax_gc._axes import WeightAxes
-from optax_gc._infer._arrays import Dim, Dims, UnfollowedError, in_order, size_of
+from optax_gc._infer._arrays import Dim, Dims, UnfollowedError, in_order, region, size_of
 from optax_gc._infer._constants import Constant
 from optax_gc._infer._maths import CHOSEN, HIDDEN
-from optax_gc._infer._views import Mask, Param, View, by_place
+from optax_gc._infer._values import Mask
+from optax_gc._infer._views import Param, View, by_place
 from optax_gc._infer._walk import ELEMENT
 
 # Stored entries of all units, where they have to be listed one by one.
@@ -145,7 +146,7 @@ class _Judge:
 
     def _beside(self, views: Sequence[View]) -> Verdict | None:
         """Parts that lie side by side, or where other units have none, are judged apart."""
-        regions = _classes(views, _region)
+        regions = _classes(views, lambda view: region(view.axes))
         if len(regions) > 1:
             if not all(_apart(a[0], b[0]) for a, b in itertools.combinations(regions, 2)):
                 return Verdict(None, OVERLAP)
@@ -198,11 +199,6 @@ def _classes(views: Iterable[View], key: Any) -> list[list[View]]:
     return list(classes.values())
 
 
-def _region(view: View) -> Hashable:
-    """Where the view lies on the axes of the value."""
-    return tuple((axis.lo, axis.hi) for axis in view.axes)
-
-
 def _where(view: View) -> frozenset[Hashable]:
     """Which units have a weight."""
     return frozenset(mask.key() for mask in view.masks if view.summed.isdisjoint(mask.dims))
@@ -222,7 +218,7 @@ def _outputs(view: View) -> Hashable:
     """Where the units are, and which outputs of the parameter."""
     arrays = [array for array in (*view.coords, *view.masks) if array.dims and view.summed.isdisjoint(array.dims)]
     one = [(a, int(view.coords[a].data)) for a in (view.use.outputs if view.use else ()) if not view.coords[a].dims]
-    return _region(view), tuple(array.key() for array in arrays), frozenset(one)
+    return region(view.axes), tuple(array.key() for array in arrays), frozenset(one)
 
 
 def _batches(views: Iterable[View]) -> set[Hashable]:

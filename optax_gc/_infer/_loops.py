@@ -18,8 +18,8 @@ from optax_gc._infer._equation import Equation, dtype_of, open_jaxpr, shape_of
 from optax_gc._infer._facts import facts_of_choice
 from optax_gc._infer._maths import CHOSEN, HIDDEN, choice, one_of
 from optax_gc._infer._names import CALLS
-from optax_gc._infer._values import Level, Value
-from optax_gc._infer._views import Mark, Mask, View, flatten, marked, same
+from optax_gc._infer._values import Level, Mask, Value
+from optax_gc._infer._views import Mark, View, flatten, marked, same
 from optax_gc._infer._walk import Rule, Walk
 
 # Steps of a loop whose counter is run to see what it counts.

@@ -7,11 +7,12 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from optax_gc._infer._arrays import Dim, Dims, UnfollowedError
+from optax_gc._infer._arrays import Dim, Dims, UnfollowedError, region
 from optax_gc._infer._equation import Equation
 from optax_gc._infer._layout import aligned
 from optax_gc._infer._names import ELEMENTWISE, NONLINEAR, REDUCTIONS, SAME, short
@@ -214,14 +215,15 @@ def choice(walk: Walk, cases: Sequence[Value], which: Value) -> tuple[View, ...]
     What a loop carries is a sum only while nothing can take its place.
     """
     cases = _where_chosen(cases, which)
-    uses: dict[Param | Mark, set[frozenset[Use | None]]] = collections.defaultdict(set)
+    uses: dict[Param | Mark, set[frozenset[Any]]] = collections.defaultdict(set)
     kept: list[View] = []
     products_of = [[view for view in case.views if view.product] for case in cases]
     carried = [{view.of for view in products if isinstance(view.of, Mark)} for products in products_of]
     for case, products in zip(cases, products_of, strict=True):
         walk.refuse([view for view in case.views if not view.product], "chosen in place of data")
         for source in {view.of for view in products}:
-            uses[source].add(frozenset(view.use for view in products if view.of is source))
+            mine = ((view.use, region(view.axes)) for view in products if view.of is source)
+            uses[source].add(frozenset(mine))
     for products in products_of:
         own = [view for view in products if len(uses[view.of]) > 1]
         if all(map(walk.was_read, set.union(*carried))):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Set
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ import numpy as np
 
 from optax_gc._infer._arrays import LIMIT, UnfollowedError
 from optax_gc._infer._constants import Constant, numbers_of
-from optax_gc._infer._views import Mark, Mask, Param, Use, View
+from optax_gc._infer._views import Mark, Param, Use, View
 
 
 class Level(enum.IntEnum):
@@ -29,6 +29,22 @@ class Level(enum.IntEnum):
 
 # In place of an axis: one that a value had before it was cut.
 GONE = -1
+
+
+class Mask:
+    """Stands for data that may make a value zero."""
+
+    def __init__(self, made_of: Mask | None = None) -> None:
+        self.made_of = made_of
+        self._then: dict[Hashable, Mask] = {}
+
+    def then(self, what: Hashable) -> Mask:
+        """What becomes of it: of the same mask by the same operation, the same one."""
+        return self._then.setdefault(what, Mask(self))
+
+    def is_among(self, masks: Set[Mask]) -> bool:
+        """Whether it is one of them, or made of one of them alone."""
+        return self in masks or (self.made_of is not None and self.made_of.is_among(masks))
 
 
 class Hiding(NamedTuple):

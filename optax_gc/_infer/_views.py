@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, Literal
 
 import numpy as np
@@ -30,22 +30,6 @@ class Param:
 
     index: int
     shape: tuple[int, ...]
-
-
-class Mask:
-    """Stands for data that may make a value zero."""
-
-    def __init__(self, made_of: Mask | None = None) -> None:
-        self.made_of = made_of
-        self._then: dict[Hashable, Mask] = {}
-
-    def then(self, what: Hashable) -> Mask:
-        """What becomes of it: of the same mask by the same operation, the same one."""
-        return self._then.setdefault(what, Mask(self))
-
-    def is_among(self, masks: Set[Mask]) -> bool:
-        """Whether it is one of them, or made of one of them alone."""
-        return self in masks or (self.made_of is not None and self.made_of.is_among(masks))
 
 
 class Mark:
@@ -257,7 +241,7 @@ def cut(view: View, t: int, start: int, limit: int, step: int = 1) -> View | Non
         else:
             view = flatten(view.with_axis(t, Axis(dims)), t)
             dims = view.axes[t].dims
-    return view.with_axis(t, Axis(dims, lo, hi))
+    return view.with_axis(t, Axis(dims, lo, hi)) if all(mask.data.any() for mask in view.masks) else None
 
 
 def hole(view: View, there: tuple[Dims, np.ndarray] | None, by: Any) -> View:

@@ -629,6 +629,25 @@ PARTIAL = [
         w=alone("3"),
     ),
     case(
+        "the first of two products, or their sum",
+        lambda x, t, w: lax.cond(
+            t[0] > 0,
+            lambda y: y[0],
+            lambda y: y.sum(0),
+            jnp.stack([x[k] @ w[:, k].T for k in range(2)]).transpose(1, 0, 2).reshape(2, 1),
+        ),
+        [x_(2, 1, 3), tokens(1)],
+        w=alone("1 2 3"),
+    ),
+    case(
+        "two products side by side, or added up",
+        lambda x, t, w: (lambda a, b: jnp.where(t[0] > 0, jnp.stack([a, b]), jnp.stack([a + b, a - b])))(
+            x @ w[0], x @ w[1]
+        ),
+        [_X, tokens(1)],
+        w=alone("2 5 6"),
+    ),
+    case(
         "outputs in the places of others, added up",
         lambda x, w: jnp.pad(x @ w[:, :3], ((0, 0), (3, 0))) + jnp.pad(x @ w[:, 3:], ((0, 0), (0, 3))),
         _X,
