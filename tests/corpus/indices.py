@@ -633,7 +633,7 @@ PARTIAL = [
         lambda x, t, w: lax.cond(
             t[0] > 0,
             lambda y: y[0],
-            lambda y: y.sum(0),
+            lambda y: lax.scan(lambda c, y: (c + y, None), jnp.zeros(1), y)[0],
             jnp.stack([x[k] @ w[:, k].T for k in range(2)]).transpose(1, 0, 2).reshape(2, 1),
         ),
         [x_(2, 1, 3), tokens(1)],
