@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from optax_gc._arguments import check_call, misplaced_model
 from optax_gc._axes import ParamAxes, PyTree, WeightAxes, named_leaves
-from optax_gc._infer import _devices, _loops, _maths, _pieces, _products
+from optax_gc._infer import _choices, _devices, _loops, _maths, _pieces, _products
 from optax_gc._infer._arrays import LIMIT
 from optax_gc._infer._decide import decide, votes_of
 from optax_gc._infer._source import source_line
@@ -20,7 +20,14 @@ from optax_gc._infer._values import NOTHING, Facts, Hiding, Level, Mask, Value
 from optax_gc._infer._views import Param, stored
 from optax_gc._infer._walk import Walk
 
-RULES = {**_pieces.RULES, **_maths.RULES, **_products.RULES, **_loops.RULES, **_devices.RULES}
+RULES = {
+    **_pieces.RULES,
+    **_maths.RULES,
+    **_choices.RULES,
+    **_products.RULES,
+    **_loops.RULES,
+    **_devices.RULES,
+}
 
 
 def infer_axes(fn: Callable[..., Any], params: PyTree, *args: Any, **kwargs: Any) -> ParamAxes:

@@ -13,7 +13,7 @@ from optax_gc._infer._arrays import Named, UnfollowedError, blank
 from optax_gc._infer._equation import Equation, Shape, shape_of
 from optax_gc._infer._layout import MOVES
 from optax_gc._infer._names import ELEMENTWISE, KEEP_ZERO, SAME
-from optax_gc._infer._values import GONE, NOTHING, Facts, Hiding, Level, Mask, Value, level_of
+from optax_gc._infer._values import GONE, NOTHING, TURNED, Facts, Hiding, Level, Mask, Value, level_of
 from optax_gc._infer._views import Mark, View
 
 _ARITHMETIC = frozenset({*ELEMENTWISE, "add", "sub", "mul", "div", "select_n"})
@@ -167,13 +167,15 @@ def _arithmetic(name: str, facts: list[Facts], constant: Sequence[bool] = (False
     if name in _WITH_ZERO:
         hot = a.hot if b.zero else b.hot if a.zero else frozenset[int]()
         distinct = once if name in ("add", "sub") else frozenset[int]()
-        if any(constant):  # As `1 - mask` is one.
-            masks = a.masks if b.zero else b.masks if a.zero else (a if constant[-1] else b).masks_after()
+        if any(constant):
+            masks = a.masks if b.zero else b.masks if a.zero else frozenset[Hiding]()
+            if not (a.zero or b.zero) and (name in ("max", "min", "or") or (name == "sub" and constant[0])):
+                masks = (a if constant[-1] else b).masks_after()  # As `1 - mask` is one.
         else:
             masks = _common([a, b])
         return Facts(flat, hot, frozenset(), distinct, masks, a.zero and b.zero)
     if name == "not":
-        return Facts(flat, a.cold, a.hot, masks=a.masks_after(_TURNED))
+        return Facts(flat, a.cold, a.hot, masks=a.masks_after(TURNED))
     if name == "eq":
         return Facts(flat, once)
     if name == "ne":
@@ -184,7 +186,7 @@ def _arithmetic(name: str, facts: list[Facts], constant: Sequence[bool] = (False
         hot = hot | (a.hot if facts[1].zero else a.cold if b.zero else frozenset())
         masks = _common(some)
         if len(some) < len(facts) - 1:
-            masks |= a.masks if facts[1].zero else a.masks_after(_TURNED)
+            masks |= a.masks if facts[1].zero else a.masks_after(TURNED)
         return Facts(flat, hot, masks=masks)
     return Facts(flat)
 
@@ -230,7 +232,3 @@ def _masks_moved(eqn: Equation, facts: Facts, behind: Sequence[frozenset[int]]) 
             by = by.then((tuple(before), tuple(after), how))
         masks.append(Hiding(by, frozenset(t for t, on in enumerate(behind) if on <= mask.along)))
     return frozenset(masks)
-
-
-# What makes of a condition its opposite.
-_TURNED = "not"

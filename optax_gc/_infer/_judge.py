@@ -15,7 +15,7 @@ from optax_gc._axes import WeightAxes
 from optax_gc._infer._arrays import Dim, Dims, UnfollowedError, in_order, region, size_of
 from optax_gc._infer._constants import Constant
 from optax_gc._infer._maths import CHOSEN, HIDDEN
-from optax_gc._infer._values import Mask
+from optax_gc._infer._values import Case, Mask
 from optax_gc._infer._views import Param, View, by_place
 from optax_gc._infer._walk import ELEMENT
 
@@ -57,6 +57,9 @@ def judge(views: Sequence[View], param: Param) -> Verdict | None:
     """The roles of a parameter's axes by views that were added up, or None where nothing of it is there."""
     if len({view.use for view in views}) == 1:
         return _judged(views, param)
+    choices = [{by.choice for by in view.torn if isinstance(by, Case)} for view in views]
+    if choice := next(iter(set.intersection(*choices)), None):
+        return _agreed([judge(group, param) for group in _cases(views, choice)], DIFFERENT)
     views = [view.replace(masks=(*view.masks, *view.holes)) for view in views]
     verdict = _judged(views, param)
     if verdict and verdict.axes and not _hidden_alike(views):
@@ -64,10 +67,28 @@ def judge(views: Sequence[View], param: Param) -> Verdict | None:
         each = [_judged([view], param) for view in views]
         alike = all(one and one.axes and one.axes.in_axes == verdict.axes.in_axes for one in each)
         inputs = {a for a in verdict.axes.in_axes if param.shape[a] > 1}
-        beside = any(not view.torn for view in views) and all(_extent(view) == inputs for view in views)
+        beside = any(not view.torn and _extent(view) == inputs for view in views)
+        beside = beside and all(_extent(view) <= inputs for view in views)
         if not alike and not beside:
             return Verdict(None, HIDDEN)
     return verdict
+
+
+def _cases(views: Sequence[View], choice: object) -> list[list[View]]:
+    """The views of each case of a choice."""
+    groups: dict[Any, list[View]] = collections.defaultdict(list)
+    for view in views:
+        case = next(by for by in view.torn if isinstance(by, Case) and by.choice is choice)
+        groups[case].append(view.replace(torn=view.torn - {case}))
+    return list(groups.values())
+
+
+def _agreed(verdicts: Iterable[Verdict | None], reason: str) -> Verdict | None:
+    """The verdict on units that were judged apart: all must have the same inputs."""
+    given = [verdict for verdict in verdicts if verdict]
+    failed = [verdict for verdict in given if not verdict.axes]
+    inputs = {verdict.axes.in_axes for verdict in given if verdict.axes}
+    return failed[0] if failed else Verdict(None, reason) if len(inputs) > 1 else given[0] if given else None
 
 
 def _extent(view: View) -> set[int]:
@@ -118,19 +139,10 @@ class _Judge:
         if any(not view.summed.isdisjoint(dims) for view in views for _, dims in view.picks):
             return Verdict(None, CHOSEN)
         if len(parts := _classes(views, lambda view: view.imaginary)) > 1:
-            return self._agreed(parts, "its real and imaginary parts are used differently")
+            return _agreed(map(self.verdict, parts), "its real and imaginary parts are used differently")
         if len(views) > len({view.use for view in views}):
             return self._mixed(views)
         return self._beside(views)
-
-    def _agreed(self, classes: Iterable[Sequence[View]], reason: str) -> Verdict | None:
-        """Judges units that lie apart one by one: all must have the same inputs."""
-        verdicts = [verdict for views in classes if (verdict := self.verdict(views)) is not None]
-        failed = [verdict for verdict in verdicts if verdict.axes is None]
-        if failed:
-            return failed[0]
-        inputs = {verdict.axes.in_axes for verdict in verdicts if verdict.axes}
-        return Verdict(None, reason) if len(inputs) > 1 else verdicts[0] if verdicts else None
 
     def _mixed(self, views: Sequence[View]) -> Verdict | None:
         """Outputs of one product were mixed later: its units are still its own."""
@@ -142,7 +154,8 @@ class _Judge:
             alike = {view.use for view in a} == {view.use for view in b} and _batches(a) == _batches(b)
             if not alike and not _apart(a[0], b[0]):
                 return Verdict(None, OVERLAP)
-        return self._agreed([list({view.use: view for view in group}.values()) for group in classes], DIFFERENT)
+        alone = [list({view.use: view for view in group}.values()) for group in classes]
+        return _agreed(map(self.verdict, alone), DIFFERENT)
 
     def _beside(self, views: Sequence[View]) -> Verdict | None:
         """Parts that lie side by side, or where other units have none, are judged apart."""
@@ -150,10 +163,10 @@ class _Judge:
         if len(regions) > 1:
             if not all(_apart(a[0], b[0]) for a, b in itertools.combinations(regions, 2)):
                 return Verdict(None, OVERLAP)
-            return self._agreed(regions, DIFFERENT)
+            return _agreed(map(self.verdict, regions), DIFFERENT)
         where = _classes(views, _where)
         if len(where) > 1 and all(_disjoint(a[0], b[0]) for a, b in itertools.combinations(where, 2)):
-            return self._agreed(where, DIFFERENT)
+            return _agreed(map(self.verdict, where), DIFFERENT)
         if len(views) > 1 and any(view.picks for view in views):
             return Verdict(None, CHOSEN)
         return self._roles(views, self._inputs(views))

@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_gc._infer._arrays import Axis, Dim, blank
+from optax_gc._infer._choices import choice, one_of
 from optax_gc._infer._constants import ON_NUMBERS, Constant, fold, step_of
 from optax_gc._infer._equation import Equation, dtype_of, open_jaxpr, shape_of
 from optax_gc._infer._facts import facts_of_choice
-from optax_gc._infer._maths import CHOSEN, HIDDEN, choice, one_of
+from optax_gc._infer._maths import CHOSEN, HIDDEN
 from optax_gc._infer._names import CALLS
-from optax_gc._infer._values import Level, Mask, Value
+from optax_gc._infer._values import NOTHING, Facts, Hiding, Level, Mask, Value
 from optax_gc._infer._views import Mark, View, flatten, marked, same
 from optax_gc._infer._walk import Rule, Walk
 
@@ -190,7 +191,7 @@ def _loop(
             if counter:
                 inside.append(Value(Level.CONST, known=counter))
             elif level == Level.DATA:
-                inside.append(Value(level, (marks[-1],)))
+                inside.append(Value(level, (marks[-1],), told=_flags(body, len(consts) + len(inside))))
             else:
                 inside.append(Value(level, () if lost else value.views, hidden=value.hidden))
         results = walk.jaxpr(body, [*consts, *inside, *xs])
@@ -228,8 +229,14 @@ def _loop(
             views = _carried(
                 walk, value.views, mark, kept[i], [*consts, *scanned], step, mark.of in leaks, mark.of in added
             )
-            outs.append(Value(Level.DATA, views))
+            outs.append(Value(Level.DATA, views, told=_flags(body, len(consts) + i)))
     return [*outs, *stacked]
+
+
+def _flags(body: Any, i: int) -> Facts:
+    """What is known of truth values that a loop carries."""
+    is_bool = open_jaxpr(body).invars[i].aval.dtype == np.bool_
+    return Facts(masks=frozenset([Hiding(Mask(), frozenset())])) if is_bool else NOTHING
 
 
 def _without(walk: Walk, views: Sequence[View], sums: Set[Mark], leaks: set[Mark]) -> tuple[View, ...]:

@@ -7,12 +7,11 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from optax_gc._infer._arrays import Dim, Dims, UnfollowedError, region
+from optax_gc._infer._arrays import Dim, Dims, UnfollowedError
 from optax_gc._infer._equation import Equation
 from optax_gc._infer._layout import aligned
 from optax_gc._infer._names import ELEMENTWISE, NONLINEAR, REDUCTIONS, SAME, short
@@ -20,7 +19,6 @@ from optax_gc._infer._values import GONE, Level, Value, has_met_data, hidden_by,
 from optax_gc._infer._views import Mark, Param, Use, View, hole, same
 from optax_gc._infer._walk import ELEMENT, Rule, Walk
 
-FORMS = "one of several forms of it is chosen"
 CHOSEN = "parts that the data choose are added up"
 HIDDEN = "parts of it may be hidden where they are added up"
 
@@ -37,7 +35,7 @@ def elementwise(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Val
         for value in ins:
             walk.close(value.views, f"{ELEMENT} ({eqn.name})")
         return [Value(Level.DATA)] * len(eqn.outs)
-    views = [view for value, shape in zip(ins, eqn.shapes, strict=True) for view in _placed(value, shape, eqn.out)]
+    views = [view for value, shape in zip(ins, eqn.shapes, strict=True) for view in placed(value, shape, eqn.out)]
     if level == Level.SCALED:
         views = [view.replace(bent=True) for view in views]
     return [Value(level, combined(walk, views))] * len(eqn.outs)
@@ -60,7 +58,7 @@ def add(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
         return elementwise(walk, eqn, ins)
     views = []
     for value, other, shape in ((a, b, eqn.shapes[0]), (b, a, eqn.shapes[1])):
-        for view in _placed(value, shape, eqn.out):
+        for view in placed(value, shape, eqn.out):
             if level == Level.SCALED:
                 if value.level == Level.WEIGHT and view.of not in other.sources:
                     walk.refuse([view], "added to the data")
@@ -99,7 +97,7 @@ def mul(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
         elif has_met_data(other):
             views += _scaled(walk, eqn, value, other, shape, other_shape)
         else:
-            views += _placed(value, shape, eqn.out)
+            views += placed(value, shape, eqn.out)
     result = Level.DATA if all(view.product for view in views) else Level.SCALED
     return [Value(result, combined(walk, views) if result == Level.SCALED else tuple(views))]
 
@@ -118,7 +116,7 @@ def _scaled(
             torn=view.torn | hidden_by(other, view.spans().intersection(along)),
             use=Use(walk.tier(view), walk.trail),
         )
-        for view in _placed(value, shape, eqn.out)
+        for view in placed(value, shape, eqn.out)
     ]
     # A factor that is zero but for one position looks up.
     hot = other.facts.hot
@@ -132,13 +130,13 @@ def _holed(value: Value, shape: tuple[int, ...], factor: Value, size: int, out: 
     whole = size == 1 and not (factor.known and factor.known.loops)
     if not value.views or factor.level > Level.NOISE or shape != out or whole:
         return value
-    there = _numbers(factor)
+    there = cheap_numbers(factor)
     there = there and (there[0], there[1] != 0)
-    by = factor.known or factor.level
+    by = frozenset([factor.known or factor.level])
     return dataclasses.replace(value, views=tuple(hole(view, there, by) for view in value.views))
 
 
-def _numbers(value: Value) -> tuple[Dims, np.ndarray] | None:
+def cheap_numbers(value: Value) -> tuple[Dims, np.ndarray] | None:
     """The numbers of a constant, where they cost next to nothing."""
     if value.known is None or not value.known.cheap:
         return None
@@ -163,81 +161,6 @@ def _imaginary(value: Value) -> Value:
 def complex_(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """The second operand becomes an imaginary part."""
     return elementwise(walk, eqn, [ins[0], _imaginary(ins[1])])
-
-
-def select(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
-    """Of weights, each may be there; of sums, the one that is chosen is still a sum."""
-    which, *cases = ins
-    level = level_of(cases)
-    placed = [
-        Value(case.level, tuple(_placed(case, shape, eqn.out)))
-        for case, shape in zip(cases, eqn.shapes[1:], strict=True)
-    ]
-    walk.summarise(which.views)
-    if level == Level.DATA:
-        return [Value(level, choice(walk, placed, which))]
-    placed = _where_chosen(placed, which)
-    views = combined(walk, one_of([case.views for case in placed]))
-    return [Value(max(level, Level.SCALED) if which.level == Level.DATA and views else max(level, which.level), views)]
-
-
-def one_of(cases: Sequence[Sequence[View]]) -> list[View]:
-    """Forms of one weight of which one is chosen are no sum: where they differ, nothing can be read off."""
-    kept: list[View] = []
-    for case in cases:
-        new = [view for view in case if not any(same(view, other) for other in kept)]
-        lost = {view.of for view in new} & {view.of for view in kept}
-        kept = [view.replace(bad=view.bad or FORMS) if view.of in lost else view for view in [*kept, *new]]
-    return kept
-
-
-def _where_chosen(cases: Sequence[Value], which: Value) -> list[Value]:
-    """A hole in what not every case holds, where another case is chosen."""
-    there, by = _numbers(which), which.known or which.level
-    stays = frozenset.intersection(*(case.sources for case in cases))
-    return [
-        Value(
-            case.level,
-            tuple(
-                hole(view, there and (there[0], there[1] == i), by)
-                if isinstance(view.of, Param) and view.of not in stays
-                else view
-                for view in case.views
-            ),
-        )
-        for i, case in enumerate(cases)
-    ]
-
-
-def choice(walk: Walk, cases: Sequence[Value], which: Value) -> tuple[View, ...]:
-    """Products of which one case is chosen go on where all that have any agree; else each is a unit of its own.
-
-    What a loop carries is a sum only while nothing can take its place.
-    """
-    cases = _where_chosen(cases, which)
-    uses: dict[Param | Mark, set[frozenset[Any]]] = collections.defaultdict(set)
-    kept: list[View] = []
-    products_of = [[view for view in case.views if view.product] for case in cases]
-    carried = [{view.of for view in products if isinstance(view.of, Mark)} for products in products_of]
-    for case, products in zip(cases, products_of, strict=True):
-        walk.refuse([view for view in case.views if not view.product], "chosen in place of data")
-        for source in {view.of for view in products}:
-            mine = ((view.use, region(view.axes)) for view in products if view.of is source)
-            uses[source].add(frozenset(mine))
-    for products in products_of:
-        own = [view for view in products if len(uses[view.of]) > 1]
-        if all(map(walk.was_read, set.union(*carried))):
-            walk.close(own)
-        else:
-            walk.refuse(own, "chosen where a loop adds up")
-        for view in products:
-            if len(uses[view.of]) > 1 or walk.is_settled(view):
-                continue
-            if isinstance(view.of, Mark) and view.of not in set.intersection(*carried):
-                view = view.tear()
-            if not any(same(view, other) for other in kept):
-                kept.append(view)
-    return tuple(kept)
 
 
 def stop_gradient(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
@@ -322,7 +245,7 @@ def _several(value: Value) -> bool:
     return len(value.sources) < len(value.views)
 
 
-def _placed(value: Value, shape: tuple[int, ...], out: tuple[int, ...]) -> Iterable[View]:
+def placed(value: Value, shape: tuple[int, ...], out: tuple[int, ...]) -> Iterable[View]:
     return map(functools.partial(aligned, shape=shape, out=out), value.views)
 
 
@@ -332,7 +255,6 @@ _OTHERS: dict[str, Callable[..., Sequence[Value]]] = {
     "complex": complex_,
     "div": mul,
     "mul": mul,
-    "select_n": select,
     "stop_gradient": stop_gradient,
     "sub": add,
 }

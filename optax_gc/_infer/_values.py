@@ -31,6 +31,10 @@ class Level(enum.IntEnum):
 GONE = -1
 
 
+# What makes of a condition its opposite.
+TURNED = "not"
+
+
 class Mask:
     """Stands for data that may make a value zero."""
 
@@ -45,6 +49,13 @@ class Mask:
     def is_among(self, masks: Set[Mask]) -> bool:
         """Whether it is one of them, or made of one of them alone."""
         return self in masks or (self.made_of is not None and self.made_of.is_among(masks))
+
+
+class Case(NamedTuple):
+    """Stands for one case of a choice: where it holds, the others do not."""
+
+    choice: object
+    number: int
 
 
 class Hiding(NamedTuple):
@@ -185,4 +196,4 @@ def has_met_data(value: Value) -> bool:
 def hidden_by(data: Value, inputs: Iterable[int]) -> frozenset[Any]:
     """The masks in the data that can hide a unit, with all of its inputs."""
     inputs = frozenset(inputs)
-    return frozenset(mask for mask, along in data.facts.masks if inputs <= along)
+    return frozenset(mask.then(along - inputs) for mask, along in data.facts.masks if inputs <= along)

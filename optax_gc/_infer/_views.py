@@ -244,10 +244,10 @@ def cut(view: View, t: int, start: int, limit: int, step: int = 1) -> View | Non
     return view.with_axis(t, Axis(dims, lo, hi)) if all(mask.data.any() for mask in view.masks) else None
 
 
-def hole(view: View, there: tuple[Dims, np.ndarray] | None, by: Any) -> View:
+def hole(view: View, there: tuple[Dims, np.ndarray] | None, by: frozenset[Any]) -> View:
     """Notes where there is no weight, by an array over the view's axes with the dims of loops in front, or by what."""
     if there is None:
-        return view.tear(by)
+        return view.replace(torn=view.torn | by)
     loops, array = there
     if array.all():
         return view

@@ -509,6 +509,15 @@ _IN_TURN = {
     "numbers, and one less": lambda x, on, w: (lambda m: (x * m[:, None]) @ w[0] + (x * (1 - m)[:, None]) @ w[1])(
         on.astype(jnp.float32)
     ),
+    "rows, and columns": lambda x, on, w: (lambda x: (x * on[:, None, None]) @ w[0] + (x * on[:, None]) @ w[1])(
+        jnp.stack([x] * 4)
+    ),
+    "carried and negated": lambda x, on, w: lax.fori_loop(
+        0,
+        2,
+        lambda k, at: (at[0] + (x * at[1].astype(jnp.float32)[:, None]) @ w[k], ~at[1]),
+        (jnp.zeros((4, 6)), on),
+    )[0],
     "rows taken": lambda x, on, w: (lambda h: h @ w[0] + h[np.array([3, 2, 1, 0])] @ w[1])(x * on[:, None]),
     "windows of one row": lambda x, on, w: (
         lambda h: h @ w[0] + jax.vmap(lambda i: lax.dynamic_slice(h, (i, 0), (1, 5))[0])(np.array([3, 2, 1, 0])) @ w[1]
@@ -551,6 +560,10 @@ _HIDES_ALL = {
     )(jnp.where((t > 0)[:, None], x, 0)),
     "opposites": lambda x, t, w: (lambda on: (x * ~on[:, None])[:, :2] @ w[:2] + (x[:, 2:] * ~on[:, None]) @ w[2:])(
         t > 0
+    ),
+    "one input, and others": lambda x, t, w: (t > 0).astype(jnp.float32)[:, None] @ w[:1] + x[:, 1:] @ w[1:],
+    "a function of it, and itself": lambda x, t, w: (lambda x: x[:, :2] @ w[:2] + (x * (1 + tanh(x)))[:, 2:] @ w[2:])(
+        x * (t > 0)[:, None]
     ),
     "means of what masks keep": _in_halves(
         lambda x, t, k: (jnp.stack([x, x + 1, x * x], 1) * (t[:, None] > k + jnp.arange(3))[:, :, None]).mean(1)
@@ -640,6 +653,32 @@ PARTIAL = [
         w=alone("1 2 3"),
     ),
     case(
+        "one of two products, and a third",
+        lambda x, t, w: jnp.where(t[:, None] > 0, x @ w[0], x @ w[1]) + x @ w[2],
+        [_X, tokens(2)],
+        w=alone("3 5 6"),
+    ),
+    case(
+        "one of two products in every step",
+        lambda x, t, w: lax.fori_loop(
+            0, 3, lambda k, y: y + lax.cond(t[k] > 0, lambda: x @ w[0, k], lambda: x @ w[1, k]), _ZEROS
+        ),
+        [_X, tokens(3)],
+        w=alone("2 3 5 6"),
+    ),
+    case(
+        "one of three products",
+        lambda x, t, w: jnp.where(t[0] > 0, x @ w[0], jnp.where(t[1] > 0, x @ w[1], x @ w[2])) * 2,
+        [_X, tokens(2)],
+        w=w("b3 i5 o6"),
+    ),
+    case(
+        "one of two sums",
+        lambda x, t, w: jnp.where(t[0] > 0, x @ w[0, 0] + x @ w[0, 1], x @ w[1, 0] + x @ w[1, 1]),
+        [_X, tokens(2)],
+        w=w("b2 i2 i5 o6"),
+    ),
+    case(
         "two products side by side, or added up",
         lambda x, t, w: (lambda a, b: jnp.where(t[0] > 0, jnp.stack([a, b]), jnp.stack([a + b, a - b])))(
             x @ w[0], x @ w[1]
@@ -680,6 +719,14 @@ PARTIAL = [
             (x * jax.random.bernoulli(jax.random.fold_in(key, k), 0.5, (2, 1))) @ w[k] for k in range(4)
         ),
         [_X, KEY],
+        w=w("i4 i5 o6"),
+    ),
+    case(
+        "rows that the data leave out in every step",
+        lambda x, t, w: (lambda on: lax.fori_loop(0, 4, lambda k, y: y + jnp.where(on, x @ w[k], 0), _ZEROS))(
+            t[:, None] > 0
+        ),
+        [_X, tokens(2)],
         w=w("i4 i5 o6"),
     ),
     case(
@@ -766,6 +813,28 @@ HARD = [
         lambda x, on, w: (x[:, :2] * on[:, None]) @ w[:2] + (x[:, 2:] * ~on[:, None]) @ w[2:],
         [x_(4, 5), x_(4, dtype=jnp.bool_)],
         w=alone("5 6"),
+    ),
+    case(
+        "by a costly choice of three",
+        lambda x, w: (lambda which, y, z: lax.select_n(which, z, y @ w[0], z) + lax.select_n(which, z, z, y @ w[1]))(
+            jnp.broadcast_to(1 + (jnp.exp(jnp.sin(jnp.arange(6.0))) > 1.5).astype(jnp.int32), (2, 6)), x, _ZEROS
+        ),
+        _X,
+        w=w("b2 i5 o6"),
+    ),
+    case(
+        "where a costly number is not",
+        lambda x, w: jnp.where(jnp.exp(jnp.arange(6.0)) > 2, 0, x @ w[0]) + x @ w[1],
+        _X,
+        w=alone("2 5 6"),
+    ),
+    case(
+        "products in one of two places, added up",
+        lambda x, t, w: (lambda put: put(x @ w[0]) + put(x @ w[1]))(
+            lambda y: jnp.where(t[0] > 0, jnp.pad(y, ((1, 0), (0, 0))), jnp.pad(y, ((0, 1), (0, 0))))
+        ),
+        [_X, tokens(1)],
+        w=w("i2 i5 o6"),
     ),
     case(
         "costly masks for each step",
