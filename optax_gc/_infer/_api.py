@@ -15,8 +15,9 @@ from optax_gc._axes import ParamAxes, PyTree, WeightAxes, named_leaves
 from optax_gc._infer import _choices, _devices, _loops, _maths, _pieces, _products
 from optax_gc._infer._arrays import LIMIT
 from optax_gc._infer._decide import decide, votes_of
+from optax_gc._infer._masks import Hiding, Mask
 from optax_gc._infer._source import source_line
-from optax_gc._infer._values import NOTHING, Facts, Hiding, Level, Mask, Value
+from optax_gc._infer._values import NOTHING, Facts, Level, Value
 from optax_gc._infer._views import Param, stored
 from optax_gc._infer._walk import Walk
 

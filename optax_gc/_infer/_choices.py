@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Sequence
-from typing import Any
 
-from optax_gc._infer._arrays import region
+from optax_gc._infer._arrays import Axis
 from optax_gc._infer._constants import Constant
 from optax_gc._infer._equation import Equation
+from optax_gc._infer._masks import TURNED, Case, Mask, Tear, dims_across
 from optax_gc._infer._maths import cheap_numbers, combined, placed
-from optax_gc._infer._values import TURNED, Case, Level, Value, level_of
+from optax_gc._infer._values import Level, Value, level_of
 from optax_gc._infer._views import Mark, Param, View, hole, same
 from optax_gc._infer._walk import Rule, Walk
 
@@ -26,9 +25,10 @@ def select(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
         for case, shape in zip(cases, eqn.shapes[1:], strict=True)
     ]
     walk.summarise(which.views)
+    rank = len(eqn.shapes[0])
     if level == Level.DATA:
-        return [Value(level, choice(walk, moved, which))]
-    moved = _where_chosen(moved, which)
+        return [Value(level, choice(walk, moved, which, rank))]
+    moved = _where_chosen(moved, which, rank)
     views = combined(walk, one_of([case.views for case in moved]))
     return [Value(max(level, Level.SCALED) if which.level == Level.DATA and views else max(level, which.level), views)]
 
@@ -43,7 +43,7 @@ def one_of(cases: Sequence[Sequence[View]]) -> list[View]:
     return kept
 
 
-def _where_chosen(cases: Sequence[Value], which: Value) -> list[Value]:
+def _where_chosen(cases: Sequence[Value], which: Value, rank: int) -> list[Value]:
     """A hole in what not every case holds, where another case is chosen."""
     there = cheap_numbers(which)
     stays = frozenset.intersection(*(case.sources for case in cases))
@@ -51,7 +51,7 @@ def _where_chosen(cases: Sequence[Value], which: Value) -> list[Value]:
         Value(
             case.level,
             tuple(
-                hole(view, there and (there[0], there[1] == i), _hiding(which, i))
+                hole(view, there and (there[0], there[1] == i), _hiding(which, i, view.axes[:rank]))
                 if isinstance(view.of, Param) and view.of not in stays
                 else view
                 for view in case.views
@@ -61,47 +61,67 @@ def _where_chosen(cases: Sequence[Value], which: Value) -> list[Value]:
     ]
 
 
-def _hiding(which: Value, case: int) -> frozenset[Any]:
-    """What hides one case of a choice."""
+def _hiding(which: Value, case: int, axes: Sequence[Axis]) -> frozenset[Tear]:
+    """What hides one case of a choice that is made along some axes."""
     if which.known:
-        return frozenset([Constant(lambda _, numbers: numbers == case, [which.known])])
+        return frozenset([Tear(Constant(lambda _, numbers: numbers == case, [which.known]))])
     masks = which.facts.masks_after(TURNED) if case == 0 else which.facts.masks
-    return frozenset(by for by, _ in masks) or frozenset([which.level])
+    tears = [hiding.on(dict(enumerate(axes))) for hiding in masks]
+    return frozenset(tears or [Tear(which.level)])
 
 
-def choice(walk: Walk, cases: Sequence[Value], which: Value) -> tuple[View, ...]:
+def choice(walk: Walk, cases: Sequence[Value], which: Value, rank: int = 0) -> tuple[View, ...]:
     """Products of which one case is chosen go on; where the cases that have any differ, each says so.
 
     What a loop carries is a sum only while nothing can take its place.
+
+    Args:
+      walk: the walk.
+      cases: what is chosen from.
+      which: the number of the case.
+      rank: along how many axes it is chosen; as a whole by default.
     """
-    cases = _where_chosen(cases, which)
-    uses: dict[Param | Mark, set[frozenset[Any]]] = collections.defaultdict(set)
+    cases = _where_chosen(cases, which, rank)
     kept: list[View] = []
     products_of = [[view for view in case.views if view.product] for case in cases]
     carried = [{view.of for view in products if isinstance(view.of, Mark)} for products in products_of]
-    for case, products in zip(cases, products_of, strict=True):
+    for case in cases:
         walk.refuse([view for view in case.views if not view.product], "chosen in place of data")
-        for source in {view.of for view in products}:
-            mine = ((view.use, region(view.axes)) for view in products if view.of is source)
-            uses[source].add(frozenset(mine))
+    differ = _that_differ(products_of)
     sums = set.union(*carried)
-    chosen = object()
+    chosen = Mask()
     for i, products in enumerate(products_of):
-        own = [view for view in products if len(uses[view.of]) > 1]
+        own = [view for view in products if view.of in differ]
         if not sums:
-            kept += [view.tear(Case(chosen, i)) for view in own if not walk.is_settled(view)]
+            for view in own:
+                if not walk.is_settled(view):
+                    tear = Tear(Case(chosen, i), dims_across(dict(enumerate(view.axes[:rank])), which.facts.flat))
+                    kept.append(view.replace(torn=view.torn | {tear}))
         elif all(map(walk.was_read, sums)):
             walk.close(own)
         else:
             walk.refuse(own, "chosen where a loop adds up")
         for view in products:
-            if len(uses[view.of]) > 1 or walk.is_settled(view):
+            if view.of in differ or walk.is_settled(view):
                 continue
             if isinstance(view.of, Mark) and view.of not in set.intersection(*carried):
                 view = view.tear()
             if not any(same(view, other) for other in kept):
                 kept.append(view)
     return tuple(kept)
+
+
+def _that_differ(cases: Sequence[Sequence[View]]) -> set[Param | Mark]:
+    """What is there in several cases, and not as the same views."""
+    first: dict[Param | Mark, list[View]] = {}
+    differ: set[Param | Mark] = set()
+    for case in cases:
+        for of in {view.of for view in case}:
+            mine = [view for view in case if view.of is of]
+            known = first.setdefault(of, mine)
+            if len(mine) != len(known) or not all(any(same(view, other) for other in known) for view in mine):
+                differ.add(of)
+    return differ
 
 
 RULES: dict[str, Rule] = {"select_n": select}

@@ -12,8 +12,9 @@ import numpy as np
 from optax_gc._infer._arrays import Named, UnfollowedError, blank
 from optax_gc._infer._equation import Equation, Shape, shape_of
 from optax_gc._infer._layout import MOVES
+from optax_gc._infer._masks import TURNED, Hiding, Mask
 from optax_gc._infer._names import ELEMENTWISE, KEEP_ZERO, SAME
-from optax_gc._infer._values import GONE, NOTHING, TURNED, Facts, Hiding, Level, Mask, Value, level_of
+from optax_gc._infer._values import GONE, NOTHING, Facts, Level, Value, level_of
 from optax_gc._infer._views import Mark, View
 
 _ARITHMETIC = frozenset({*ELEMENTWISE, "add", "sub", "mul", "div", "select_n"})

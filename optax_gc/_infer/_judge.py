@@ -14,8 +14,8 @@ import numpy as np
 from optax_gc._axes import WeightAxes
 from optax_gc._infer._arrays import Dim, Dims, UnfollowedError, in_order, region, size_of
 from optax_gc._infer._constants import Constant
+from optax_gc._infer._masks import Case, Mask, Tear
 from optax_gc._infer._maths import CHOSEN, HIDDEN
-from optax_gc._infer._values import Case, Mask
 from optax_gc._infer._views import Param, View, by_place
 from optax_gc._infer._walk import ELEMENT
 
@@ -55,11 +55,11 @@ class _Kept(NamedTuple):
 
 def judge(views: Sequence[View], param: Param) -> Verdict | None:
     """The roles of a parameter's axes by views that were added up, or None where nothing of it is there."""
-    if len({view.use for view in views}) == 1:
-        return _judged(views, param)
-    choices = [{by.choice for by in view.torn if isinstance(by, Case)} for view in views]
+    choices = [set(_choices(view)) for view in views]
     if choice := next(iter(set.intersection(*choices)), None):
         return _agreed([judge(group, param) for group in _cases(views, choice)], DIFFERENT)
+    if len({view.use for view in views}) == 1:
+        return _judged(views, param)
     views = [view.replace(masks=(*view.masks, *view.holes)) for view in views]
     verdict = _judged(views, param)
     if verdict and verdict.axes and not _hidden_alike(views):
@@ -74,12 +74,17 @@ def judge(views: Sequence[View], param: Param) -> Verdict | None:
     return verdict
 
 
-def _cases(views: Sequence[View], choice: object) -> list[list[View]]:
+def _choices(view: View) -> dict[Hashable, Tear]:
+    """The choices of which a view is a case."""
+    return {(tear.by.choice, tear.place(view.axes)[1]): tear for tear in view.torn if isinstance(tear.by, Case)}
+
+
+def _cases(views: Sequence[View], choice: Hashable) -> list[list[View]]:
     """The views of each case of a choice."""
     groups: dict[Any, list[View]] = collections.defaultdict(list)
     for view in views:
-        case = next(by for by in view.torn if isinstance(by, Case) and by.choice is choice)
-        groups[case].append(view.replace(torn=view.torn - {case}))
+        tear = _choices(view)[choice]
+        groups[tear.by].append(view.replace(torn=view.torn - {tear}))
     return list(groups.values())
 
 
@@ -99,8 +104,9 @@ def _extent(view: View) -> set[int]:
 
 def _hidden_alike(views: Sequence[View]) -> bool:
     """Whether what may hide one of them hides all."""
-    torn = {frozenset(by for by in view.torn if not isinstance(by, Constant) or by.has_zeros()) for view in views}
-    return len(torn) == 1 and all(isinstance(by, Mask) for by in torn.pop())
+    kinds = [[tear for tear in view.torn if not isinstance(tear.by, Constant) or tear.by.has_zeros()] for view in views]
+    torn = {view.replace(torn=frozenset(tears)).torn_at() for view, tears in zip(views, kinds, strict=True)}
+    return len(torn) == 1 and all(isinstance(by, Mask) for by, _ in torn.pop())
 
 
 def _judged(views: Sequence[View], param: Param) -> Verdict | None:

@@ -12,14 +12,15 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
-from optax_gc._infer._arrays import Axis, Dim, blank
+from optax_gc._infer._arrays import Axis, Dim, Dims, blank
 from optax_gc._infer._choices import choice, one_of
 from optax_gc._infer._constants import ON_NUMBERS, Constant, fold, step_of
 from optax_gc._infer._equation import Equation, dtype_of, open_jaxpr, shape_of
 from optax_gc._infer._facts import facts_of_choice
+from optax_gc._infer._masks import Case, Hiding, Mask, Tear
 from optax_gc._infer._maths import CHOSEN, HIDDEN
 from optax_gc._infer._names import CALLS
-from optax_gc._infer._values import NOTHING, Facts, Hiding, Level, Mask, Value
+from optax_gc._infer._values import NOTHING, Facts, Level, Value
 from optax_gc._infer._views import Mark, View, flatten, marked, same
 from optax_gc._infer._walk import Rule, Walk
 
@@ -87,10 +88,17 @@ def _stacked(value: Value, step: Dim) -> Value:
             if view.product and view.use:
                 view.use.shares.update(view.along({step}))
                 view = view.replace(shared=view.shared | {step})
-            views.append(view.replace(axes=(Axis((step,)), *view.axes)))
+            axis = Axis((step,))
         else:
-            views.append(view.replace(axes=(blank(step.size), *view.axes)))
+            axis = blank(step.size)
+        view = view.tears(lambda tear, dims=axis.dims: _at_each(tear, step, dims))
+        views.append(view.replace(axes=(axis, *view.axes)))
     return Value(value.level, tuple(views), told=value.facts.shifted(0, 1), hidden=value.hidden)
+
+
+def _at_each(tear: Tear, step: Dim, dims: Dims) -> Tear:
+    """What may hide another thing at each step."""
+    return tear.renamed({step: dims}) if step in tear.dims else tear._replace(dims=(*dims, *tear.dims))
 
 
 def while_loop(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
@@ -297,7 +305,7 @@ def _carried(
     elif any(view.picks for view in own):
         walk.refuse([view for view in own if view.picks], CHOSEN)
         walk.close([*start, *(view for view in own if not view.picks)])
-    elif any(step in view.varying() and any(_varies(by, step, outside) for by in view.torn) for view in own):
+    elif any(step in view.varying() and any(_varies(tear.by, step, outside) for tear in view.torn) for view in own):
         walk.refuse([*start, *own], HIDDEN)
     elif indexed := [v for v in own if step and v.along({step}) and v.use and step not in v.use.steps]:
         # What the loop adds up are parts of a product, not products of parts.
@@ -310,7 +318,8 @@ def _carried(
 
 
 def _over_steps(view: View, step: Dim | None) -> View:
-    """The sum over the steps of a loop, at some of which it may be zero."""
+    """The sum over the steps of a loop, at some of which it may be zero, or another case may be chosen."""
+    view = view.tears(lambda tear: Tear(object()) if isinstance(tear.by, Case) else tear)
     if step is None or step not in view.varying():
         return view
     return view.replace(summed=view.summed | {step}, masks=(*view.masks, *view.holes))

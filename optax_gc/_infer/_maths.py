@@ -14,6 +14,7 @@ import numpy as np
 from optax_gc._infer._arrays import Dim, Dims, UnfollowedError
 from optax_gc._infer._equation import Equation
 from optax_gc._infer._layout import aligned
+from optax_gc._infer._masks import Case, Tear
 from optax_gc._infer._names import ELEMENTWISE, NONLINEAR, REDUCTIONS, SAME, short
 from optax_gc._infer._values import GONE, Level, Value, has_met_data, hidden_by, joined, level_of
 from optax_gc._infer._views import Mark, Param, Use, View, hole, same
@@ -110,14 +111,11 @@ def _scaled(
         walk.close(value.views)
         return []
     along = [t for t, size in enumerate(factor) if size > 1 and t not in other.facts.flat]
-    views = [
-        view.replace(
-            scaled=view.scaled | view.on(along),
-            torn=view.torn | hidden_by(other, view.spans().intersection(along)),
-            use=Use(walk.tier(view), walk.trail),
-        )
-        for view in placed(value, shape, eqn.out)
-    ]
+    views = []
+    for view in placed(value, shape, eqn.out):
+        torn = hidden_by(other, view.spans().intersection(along), dict(enumerate(view.axes[: len(factor)])))
+        scaled, use = view.scaled | view.on(along), Use(walk.tier(view), walk.trail)
+        views.append(view.replace(scaled=scaled, torn=view.torn | torn, use=use))
     # A factor that is zero but for one position looks up.
     hot = other.facts.hot
     return [view.replace(bent=view.bent or not hot.isdisjoint({*view.spans(), GONE})) for view in views]
@@ -132,7 +130,7 @@ def _holed(value: Value, shape: tuple[int, ...], factor: Value, size: int, out: 
         return value
     there = cheap_numbers(factor)
     there = there and (there[0], there[1] != 0)
-    by = frozenset([factor.known or factor.level])
+    by = frozenset([Tear(factor.known or factor.level)])
     return dataclasses.replace(value, views=tuple(hole(view, there, by) for view in value.views))
 
 
@@ -187,8 +185,10 @@ def reduction(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value
 
 
 def _reduced(walk: Walk, view: View, axes: set[int]) -> Iterator[View]:
-    gone = view.on(axes) & view.varying()
+    along = view.on(axes)
+    gone = along & view.varying()
     rest = view.replace(axes=tuple(axis for t, axis in enumerate(view.axes) if t not in axes))
+    rest = rest.tears(lambda tear: tear.mixed(along) if isinstance(tear.by, Case) else tear)
     if not gone:
         yield rest
     elif view.product:

@@ -116,6 +116,7 @@ def window(view: View, t: int, size: int, start: tuple[Dims, np.ndarray] | None,
     """
     whole = view.axes[t].length
     if start is None:
+        view = view.mixed([t])
         if view.varying().isdisjoint(view.axes[t].dims) and (view.product or not view.axes[t].padded):
             return (view.tear() if view.axes[t].padded else view).with_axis(t, blank(size))
         if size > 1 or view.axes[t].padded:
@@ -124,9 +125,9 @@ def window(view: View, t: int, size: int, start: tuple[Dims, np.ndarray] | None,
     loops, first = start
     valid = np.broadcast_to(((first >= 0) & (first <= whole - size))[..., None], (*first.shape, size))
     positions = np.clip(first.astype(int), 0, whole - size)[..., None] + np.arange(size)
-    view, along = flatten(view, t), Dim(size)
-    view = view.take(view.axes[t].dims[0], positions, (*loops, *dims, along), None if clips else valid)
-    return view.with_axis(t, Axis((along,)))
+    view, new = flatten(view, t), Dim(size)
+    view = view.take(view.axes[t].dims[0], positions, (*loops, *dims, new), None if clips else valid)
+    return view.with_axis(t, Axis((new,)))
 
 
 def picked(view: View, t: int, dims: Dims) -> View:
@@ -198,7 +199,7 @@ def dynamic_update_slice(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Seq
         return unknown(walk, eqn, ins)
     short = [t for t, size in enumerate(eqn.shapes[1]) if size < eqn.out[t]]
     on = walk.end([view for view in update.views if not view.spans().isdisjoint(short)], eqn, eqn.out)
-    views = [view for view in update.views if view.spans().isdisjoint(short)]
+    views = [view.mixed(short) for view in update.views if view.spans().isdisjoint(short)]
     spread = (functools.reduce(lambda v, t: v.with_axis(t, blank(eqn.out[t])), short, view) for view in views)
     return [Value(Level.DATA, (*spread, *on))]
 

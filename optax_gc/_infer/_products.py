@@ -88,7 +88,7 @@ def _contraction(
                 views.append(
                     walk.start(
                         placed,
-                        torn=view.torn | hidden_by(other, sides[1 - k].contracted),
+                        torn=view.torn | hidden_by(other, sides[1 - k].contracted, _places(placed, sides, k)),
                         summed=view.summed | view.on(sides[k].contracted),
                         shared=view.shared | view.on((*sides[k].batch, *sides[k].groups)),
                         use=Use(walk.tier(view, other.level), walk.trail, fixed=fixed),
@@ -109,7 +109,15 @@ def _placed(eqn: Equation, view: View, sides: Sequence[_Side], k: int) -> View:
     mine = [view.axes[t] for t in sides[k].free]
     blanks = [blank(eqn.shapes[1 - k][t]) for t in sides[1 - k].free]
     free = mine + blanks if k == 0 else blanks + mine
+    view = view.mixed(sides[k].contracted)
     return view.replace(axes=(*(view.axes[t] for t in sides[k].batch), *free))
+
+
+def _places(placed: View, sides: Sequence[_Side], k: int) -> dict[int, Axis]:
+    """Where the axes of the other side, but for those that are contracted, lie."""
+    batch, free = sides[1 - k].batch, sides[1 - k].free
+    start = len(batch) + (0 if k else len(sides[0].free))
+    return dict(zip((*batch, *free), (*placed.axes[: len(batch)], *placed.axes[start:]), strict=False))
 
 
 def _activations(walk: Walk, eqn: Equation, ins: Sequence[Value], sides: Sequence[_Side]) -> Sequence[Value]:
@@ -246,7 +254,9 @@ def conv_general_dilated(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Seq
             placed = view.replace(axes=tuple(axes))
             summed, shares = view.summed | view.on(inputs), view.shared | set(shared)
             summed_over = [t for t, k in zip(numbers.lhs_spec[1:], inputs, strict=True) if eqn.shapes[1][k] > 1]
-            torn = view.torn | hidden_by(data, summed_over)
+            axes = {t: placed.axes[o] for t, o in zip(numbers.lhs_spec, numbers.out_spec, strict=True)}
+            moved = tuple(repr(eqn[name]) for name in ("window_strides", "padding", "lhs_dilation"))
+            torn = view.torn | {tear.then(moved) for tear in hidden_by(data, summed_over, axes)}
             views.append(walk.start(placed, torn=torn, summed=summed, shared=shares, use=use))
     return [Value(Level.DATA, tuple(views))]
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
-from collections.abc import Callable, Hashable, Iterable, Mapping, Set
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_gc._infer._arrays import LIMIT, UnfollowedError
+from optax_gc._infer._arrays import LIMIT, Axis, UnfollowedError
 from optax_gc._infer._constants import Constant, numbers_of
+from optax_gc._infer._masks import Hiding, Mask, Tear
 from optax_gc._infer._views import Mark, Param, Use, View
 
 
@@ -29,40 +30,6 @@ class Level(enum.IntEnum):
 
 # In place of an axis: one that a value had before it was cut.
 GONE = -1
-
-
-# What makes of a condition its opposite.
-TURNED = "not"
-
-
-class Mask:
-    """Stands for data that may make a value zero."""
-
-    def __init__(self, made_of: Mask | None = None) -> None:
-        self.made_of = made_of
-        self._then: dict[Hashable, Mask] = {}
-
-    def then(self, what: Hashable) -> Mask:
-        """What becomes of it: of the same mask by the same operation, the same one."""
-        return self._then.setdefault(what, Mask(self))
-
-    def is_among(self, masks: Set[Mask]) -> bool:
-        """Whether it is one of them, or made of one of them alone."""
-        return self in masks or (self.made_of is not None and self.made_of.is_among(masks))
-
-
-class Case(NamedTuple):
-    """Stands for one case of a choice: where it holds, the others do not."""
-
-    choice: object
-    number: int
-
-
-class Hiding(NamedTuple):
-    """A mask, which hides all positions along some axes at once."""
-
-    by: Mask
-    along: frozenset[int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +160,12 @@ def has_met_data(value: Value) -> bool:
     return value.level == Level.DATA or any(v.scaled or any(dims for _, dims in v.picks) for v in value.views)
 
 
-def hidden_by(data: Value, inputs: Iterable[int]) -> frozenset[Any]:
-    """The masks in the data that can hide a unit, with all of its inputs."""
-    inputs = frozenset(inputs)
-    return frozenset(mask.then(along - inputs) for mask, along in data.facts.masks if inputs <= along)
+def hidden_by(data: Value, inputs: Iterable[int], axes: Mapping[int, Axis]) -> frozenset[Tear]:
+    """The masks in the data that can hide a unit, with all of its inputs.
+
+    Args:
+      data: the data.
+      inputs: the axes of the data that the unit sums over.
+      axes: where each other axis of the data lies.
+    """
+    return frozenset(hiding.on(axes) for hiding in data.facts.masks if hiding.along.issuperset(inputs))

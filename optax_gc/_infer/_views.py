@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from optax_gc._infer._arrays import Axis, Dim, Dims, Named, UnfollowedError, blank, renamed, size_of
+from optax_gc._infer._masks import Place, Tear
 
 
 class Tier(enum.IntEnum):
@@ -62,7 +63,7 @@ class View:
     coords: tuple[Named, ...]
     masks: tuple[Named, ...] = ()  # where there is a weight at all
     holes: tuple[Named, ...] = ()  # masks that only matter where parts of the parameter are added up
-    torn: frozenset[Any] = frozenset()  # what may hide it, nobody knows where; by identity
+    torn: frozenset[Tear] = frozenset()  # what may hide it, nobody knows where
     picks: tuple[tuple[int, Dims], ...] = ()  # stored axes whose position data choose, and the dims of the choice
     summed: frozenset[Dim] = frozenset()
     shared: frozenset[Dim] = frozenset()  # the batch of a product
@@ -83,9 +84,22 @@ class View:
         view.__dict__.update(changes)
         return view
 
-    def tear(self, by: Any = None) -> View:
-        """Notes that something may hide it: without a name, something that is like nothing before it."""
-        return self.replace(torn=self.torn | {object() if by is None else by})
+    def tear(self) -> View:
+        """Notes that something may hide it that is like nothing before it."""
+        return self.replace(torn=self.torn | {Tear(object())})
+
+    def tears(self, change: Callable[[Tear], Tear]) -> View:
+        """Notes what becomes of all that may hide it."""
+        return self.replace(torn=frozenset(map(change, self.torn))) if self.torn else self
+
+    def mixed(self, axes: Iterable[int]) -> View:
+        """Positions along some axes become one, or nobody knows which."""
+        dims = self.on(axes)
+        return self.tears(lambda tear: tear.mixed(dims))
+
+    def torn_at(self) -> frozenset[Place]:
+        """What may hide it, in words that are the same for all views of a value."""
+        return frozenset(tear.place(self.axes) for tear in self.torn)
 
     def with_axis(self, t: int, *axes: Axis) -> View:
         return self.replace(axes=(*self.axes[:t], *axes, *self.axes[t + 1 :]))
@@ -121,7 +135,7 @@ class View:
         }
         picks = tuple((axis, tuple(renamed(dims, names))) for axis, dims in self.picks)
         arrays = {name: tuple(map(function, getattr(self, name))) for name in ("coords", "masks", "holes")}
-        return self.replace(**arrays, picks=picks, **sets)
+        return self.replace(**arrays, picks=picks, **sets).tears(lambda tear: tear.renamed(names))
 
     def rename(self, names: Mapping[Dim, Dim]) -> View:
         """The same view with other names for some dims, on its axes, too."""
@@ -131,7 +145,8 @@ class View:
 
     def take(self, dim: Dim, positions: np.ndarray, new: Dims, valid: np.ndarray | None = None) -> View:
         """Indexes a dim by an array over the dims `new`. The axis that it lies on is left to the caller."""
-        view = self.map(lambda array: array.at(dim, positions, new), {dim: new})
+        view = self.tears(lambda tear: tear.taken(dim, positions))
+        view = view.map(lambda array: array.at(dim, positions, new), {dim: new})
         if valid is None or valid.all():
             return view
         return view.replace(masks=(*view.masks, Named(new, np.asarray(valid))))
@@ -165,8 +180,8 @@ def same(a: View, b: View) -> bool:
         return True
     if a.of is not b.of or a.use is not b.use or len(a.axes) != len(b.axes):
         return False
-    flags = ("product", "bad", "lost", "imaginary", "torn", "picks", "summed", "shared", "scaled")
-    if any(getattr(a, name) != getattr(b, name) for name in flags):
+    flags = ("product", "bad", "lost", "imaginary", "picks", "summed", "shared", "scaled")
+    if any(getattr(a, name) != getattr(b, name) for name in flags) or a.torn_at() != b.torn_at():
         return False
     places: dict[tuple[int, int], Dim] = {}
     a, b = by_place(a, places), by_place(b, places)
@@ -200,6 +215,7 @@ def flatten(view: View, t: int, pad: bool = True) -> View:
             rest = tuple(dim for dim in array.dims if dim not in axis.dims)
             return Named((*rest, flat), array.table(rest, axis.dims).reshape([d.size for d in rest] + [flat.size]))
 
+        view = view.tears(lambda tear: tear.merged(axis.dims, flat))
         view = view.map(merge, dict.fromkeys(axis.dims, (flat,))).with_axis(t, axis._replace(dims=(flat,)))
         axis = view.axes[t]
     if pad and axis.padded:
@@ -244,7 +260,7 @@ def cut(view: View, t: int, start: int, limit: int, step: int = 1) -> View | Non
     return view.with_axis(t, Axis(dims, lo, hi)) if all(mask.data.any() for mask in view.masks) else None
 
 
-def hole(view: View, there: tuple[Dims, np.ndarray] | None, by: frozenset[Any]) -> View:
+def hole(view: View, there: tuple[Dims, np.ndarray] | None, by: frozenset[Tear]) -> View:
     """Notes where there is no weight, by an array over the view's axes with the dims of loops in front, or by what."""
     if there is None:
         return view.replace(torn=view.torn | by)
