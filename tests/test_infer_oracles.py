@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from generated import Program, batches, jacobian, kind, loops
+from generated import Program, batches, jacobian, kind, loops, masks
 from jax import lax
 
 SEEDS, CHUNK = 80, 40
 # The seeds that may be left alone although something is an input.
 UNDECIDED = json.loads((pathlib.Path(__file__).parent / "undecided.json").read_text())
-CHUNKS = [(module, start) for module in (jacobian, batches, loops) for start in range(0, SEEDS, CHUNK)]
+CHUNKS = [(module, start) for module in (jacobian, batches, loops, masks) for start in range(0, SEEDS, CHUNK)]
 
 
 @pytest.mark.parametrize(("module", "start"), CHUNKS, ids=lambda value: getattr(value, "__name__", value))

@@ -492,7 +492,40 @@ _HIDES = {
     ),
 }
 _FLAGS = x_(4, 4, dtype=jnp.bool_)
-# One mask, of which each product gets another form.
+
+
+def _two(join: Any) -> Any:
+    """Joins the products of what one mask leaves."""
+    return lambda x, on, w: (lambda x: join(x @ w[0], x @ w[1]))(x * on[:, None])
+
+
+def _line(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
+    return lax.conv_general_dilated(x, w.T[..., None], (stride,), "VALID")
+
+
+# One mask hides both products, which are moved alike before they are added up.
+_ALIKE = {
+    "as they are": _two(lambda a, b: a + b),
+    "backwards": _two(lambda a, b: a[::-1] + b[::-1]),
+    "cut": _two(lambda a, b: a[1:] + b[1:]),
+    "means": _two(lambda a, b: a.mean(0) + b.mean(0)),
+    "reshaped": _two(lambda a, b: a.reshape(2, 2, 6).swapaxes(0, 1) + b.reshape(2, 2, 6).swapaxes(0, 1)),
+    "reshaped, and flat": _two(lambda a, b: a.reshape(2, 2, 6).reshape(4, 6) + b),
+    "along other axes": _two(lambda a, b: a.T + b.T),
+    "one example by one": lambda x, on, w: jax.vmap(lambda x, on: _two(lambda a, b: a + b)(x[None], on[None], w))(
+        x, on
+    ),
+    "given by a loop": lambda x, on, w: (lambda ys: ys[0] + ys[1])(
+        lax.scan(lambda _, at: (None, tuple((at[0] * at[1]) @ w[k] for k in (0, 1))), None, (x, on))[1]
+    ),
+    "convolutions": lambda x, on, w: (lambda x: _line(x, w[0], 2) + _line(x, w[1], 2))((x * on[:, None]).T[None]),
+    "rows, broadcast": _two(lambda a, b: jnp.repeat(a[:, None], 4, 1).reshape(16, 6) + jnp.repeat(b, 4, 0)),
+    "along axes that go back": lambda x, on, w: (
+        lambda x: jnp.einsum("abi,io->abo", x, w[0]) + jnp.einsum("abi,io->bao", x, w[1]).swapaxes(0, 1)
+    )(x[:, None] * x * (x[:, 0] > x[:, :1])[..., None]),
+    "products hidden": lambda x, on, w: jnp.where(on[:, None], x @ w[0], 0) + jnp.where(on[:, None], x @ w[1], 0),
+}
+# One mask, of which each product gets another form, or which hides each somewhere else.
 _IN_TURN = {
     "not": lambda x, on, w: (x * on[:, None]) @ w[0] + (x * ~on[:, None]) @ w[1],
     "where, and where not": lambda x, on, w: jnp.where(on[:, None], x, 0) @ w[0] + jnp.where(on[:, None], 0, x) @ w[1],
@@ -521,6 +554,34 @@ _IN_TURN = {
     "rows taken": lambda x, on, w: (lambda h: h @ w[0] + h[np.array([3, 2, 1, 0])] @ w[1])(x * on[:, None]),
     "windows of one row": lambda x, on, w: (
         lambda h: h @ w[0] + jax.vmap(lambda i: lax.dynamic_slice(h, (i, 0), (1, 5))[0])(np.array([3, 2, 1, 0])) @ w[1]
+    )(x * on[:, None]),
+    "products backwards": _two(lambda a, b: a + b[::-1]),
+    "products taken": _two(lambda a, b: a + b[np.array([1, 0, 2, 3])]),
+    "products cut": _two(lambda a, b: a[1:] + b[:-1]),
+    "products of one row": _two(lambda a, b: a[0] + b[1]),
+    "a row, and the mean": _two(lambda a, b: a[0] + b.mean(0)),
+    "a row that the data choose, and the mean": lambda x, on, w: _two(
+        lambda a, b: a[x[0, 0].astype(jnp.int32)] + b.mean(0)
+    )(x, on, w),
+    "products with a constant matrix": _two(lambda a, b: a + np.eye(4, dtype=np.float32)[::-1] @ b),
+    "products of rows, and of columns": _two(lambda a, b: a[:, None] + b),
+    "products of rows, and of columns, flat": _two(
+        lambda a, b: jnp.repeat(a[:, None], 4, 1).reshape(16, 6) + jnp.repeat(b[None], 4, 0).reshape(16, 6)
+    ),
+    "products along other axes": lambda x, on, w: (
+        lambda x: jnp.einsum("abi,io->abo", x, w[0]) + jnp.einsum("abi,io->bao", x, w[1])
+    )(x[:, None] * x * (x[:, 0] > x[:, :1])[..., None]),
+    "products of a loop, backwards": lambda x, on, w: (lambda ys: ys[0] + ys[1][::-1])(
+        lax.scan(lambda _, at: (None, tuple((at[0] * at[1]) @ w[k] for k in (0, 1))), None, (x, on))[1]
+    ),
+    "every other product, and the first half": lambda x, on, w: (
+        lambda x: _line(x, w[0], 2) + _line(x, w[1], 1)[:, :, :2]
+    )((x * on[:, None]).T[None]),
+    "a product in a buffer": lambda x, on, w: (
+        lambda x: (
+            (x @ w[0]).mean(0)
+            + lax.dynamic_update_slice(jnp.zeros((5, 6)), (x @ w[1])[:1], (x[0, 0].astype(jnp.int32), 0))[0]
+        )
     )(x * on[:, None]),
     "halves of the rows": lambda x, on, w: (lambda a, b: a @ w[0] + b @ w[1])(*jnp.split(x * on[:, None], 2)),
     "or, and": lambda x, on, w: (lambda m: (x * (on | m)[:, None]) @ w[0] + (x * (on & m)[:, None]) @ w[1])(
@@ -598,7 +659,10 @@ _HIDES_ALL = {
         0, 4, lambda k, y: y + (x * (t > k)[:, None]) @ w, jnp.zeros((4, 6))
     ),
 }
-HIDDEN = spelled("hidden by data, all at once", _HIDES_ALL, [x_(4, 5), x_(4, dtype=jnp.int32)], w=w("i5 o6"))
+HIDDEN = [
+    *spelled("hidden by data, all at once", _HIDES_ALL, [x_(4, 5), x_(4, dtype=jnp.int32)], w=w("i5 o6")),
+    *spelled("hidden alike", _ALIKE, [x_(4, 5), x_(4, dtype=jnp.bool_)], w=w("i2 i5 o6")),
+]
 
 
 # Units with less than all of an axis, or with other axes than their neighbours.
@@ -671,6 +735,74 @@ PARTIAL = [
         lambda x, t, w: jnp.where(t[0] > 0, x @ w[0], jnp.where(t[1] > 0, x @ w[1], x @ w[2])) * 2,
         [_X, tokens(2)],
         w=w("b3 i5 o6"),
+    ),
+    case(
+        "one of two products of one batch",
+        lambda x, t, w: (lambda y: jnp.where(t[0] > 0, y[0], y[1]))(jax.vmap(jnp.matmul)(x, w)),
+        [x_(2, 4, 5), tokens(2)],
+        w=w("b2 i5 o6"),
+    ),
+    case(
+        "one of two products of one batch, and another",
+        lambda x, t, w: (lambda y: jnp.where(t[0] > 0, y[0], y[1]) + y[1])(jax.vmap(jnp.matmul)(x, w)),
+        [x_(2, 4, 5), tokens(2)],
+        w=alone("2 5 6"),
+    ),
+    case(
+        "one of two products, all rows added up",
+        lambda x, t, w: jnp.where(t[0] > 0, x @ w[0], x @ w[1]).sum(0),
+        [_X, tokens(2)],
+        w=w("b2 i5 o6"),
+    ),
+    case(
+        "one of two products in each row, all rows added up",
+        lambda x, t, w: jnp.where(t[:, None] > 0, x @ w[0], x @ w[1]).sum(0),
+        [_X, tokens(2)],
+        w=alone("2 5 6"),
+    ),
+    case(
+        "one of two products in each row, two rows added up",
+        lambda x, t, w: (lambda y: y[0] + y[1])(jnp.where(t[:, None] > 0, x @ w[0], x @ w[1])),
+        [_X, tokens(2)],
+        w=alone("2 5 6"),
+    ),
+    case(
+        "one of two products in each row, backwards, too",
+        lambda x, t, w: (lambda y: y + y[::-1])(jnp.where(t[:, None] > 0, x @ w[0], x @ w[1])),
+        [_X, tokens(2)],
+        w=alone("2 5 6"),
+    ),
+    case(
+        "one of two products of a layer in every step",
+        lambda x, t, w: lax.scan(
+            lambda y, at: (y + jnp.where(at[1] > 0, at[0] @ w[0], at[0] @ w[1]), None), jnp.zeros(6), (x, t)
+        )[0],
+        [_X, tokens(2)],
+        w=alone("2 5 6"),
+    ),
+    case(
+        "one of two products with all of a layer in every step",
+        lambda x, t, w: lax.scan(
+            lambda y, at: (y + jnp.where(at[1] > 0, at[0] @ w, (2 * at[0]) @ w), None), jnp.zeros(6), (x, t)
+        )[0],
+        [_X, tokens(2)],
+        w=w("i5 o6"),
+    ),
+    case(
+        "given by a loop, one of two products",
+        lambda x, t, w: lax.scan(lambda _, at: (None, jnp.where(at[1] > 0, at[0] @ w[0], at[0] @ w[1])), None, (x, t))[
+            1
+        ],
+        [_X, tokens(2)],
+        w=w("b2 i5 o6"),
+    ),
+    case(
+        "given by a loop, one of two products, added up",
+        lambda x, t, w: (lambda y: y[0] + y[1])(
+            lax.scan(lambda _, at: (None, jnp.where(at[1] > 0, at[0] @ w[0], at[0] @ w[1])), None, (x, t))[1]
+        ),
+        [_X, tokens(2)],
+        w=alone("2 5 6"),
     ),
     case(
         "one of two sums",
