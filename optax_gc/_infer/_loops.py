@@ -12,7 +12,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
-from optax_gc._infer._arrays import Axis, Dim, Dims, blank
+from optax_gc._infer._arrays import Axis, Dim, blank
 from optax_gc._infer._choices import choice, one_of
 from optax_gc._infer._constants import ON_NUMBERS, Constant, fold, step_of
 from optax_gc._infer._equation import Equation, dtype_of, open_jaxpr, shape_of
@@ -91,14 +91,10 @@ def _stacked(value: Value, step: Dim) -> Value:
             axis = Axis((step,))
         else:
             axis = blank(step.size)
-        view = view.tears(lambda tear, dims=axis.dims: _at_each(tear, step, dims))
+        # What hides it may be another thing at each step.
+        view = view.tears(lambda tear, dims=axis.dims: tear._replace(dims=(*dims, *tear.dims)))
         views.append(view.replace(axes=(axis, *view.axes)))
     return Value(value.level, tuple(views), told=value.facts.shifted(0, 1), hidden=value.hidden)
-
-
-def _at_each(tear: Tear, step: Dim, dims: Dims) -> Tear:
-    """What may hide another thing at each step."""
-    return tear.renamed({step: dims}) if step in tear.dims else tear._replace(dims=(*dims, *tear.dims))
 
 
 def while_loop(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:

@@ -74,9 +74,7 @@ class Tear(NamedTuple):
 
     def taken(self, dim: Dim, positions: np.ndarray) -> Tear:
         """What it is where only some positions of a dim are left, before the dim gets another name."""
-        if dim not in self.dims or dim.size == 1 or np.array_equal(positions, np.arange(dim.size)):
-            return self
-        return self.then((self.dims.index(dim), positions.shape, positions.tobytes()))
+        return self.then((self.dims.index(dim), positions.tobytes())) if dim in self.dims else self
 
     def mixed(self, dims: Set[Dim]) -> Tear:
         """What it is where positions along some dims become one, or nobody knows which: it is like nothing else."""
@@ -91,7 +89,7 @@ class Tear(NamedTuple):
         rest = tuple(dim for dim in self.dims if dim not in dims)
         tear = self._replace(dims=(*rest[:first], flat, *rest[first:]))
         whole = self.dims[first : first + len(dims)] == dims
-        return tear if whole else tear.then(tuple((dims.index(dim), dim.size) for dim in mine))
+        return tear if whole else tear.then(tuple(size_of(dims[dims.index(dim) + 1 :]) for dim in mine))
 
     def place(self, axes: Sequence[Axis]) -> Place:
         """Where on the axes of a value it is, however their dims are cut."""
@@ -101,6 +99,6 @@ class Tear(NamedTuple):
             t, stride = at[0] if at else (-1, 1)
             if where and where[-1][:2] == (t, stride * dim.size):
                 where[-1] = (t, stride, where[-1][2] * dim.size)
-            elif dim.size > 1:
+            else:
                 where.append((t, stride, dim.size))
         return self.by, tuple(where)

@@ -113,7 +113,7 @@ def _scaled(
     along = [t for t, size in enumerate(factor) if size > 1 and t not in other.facts.flat]
     views = []
     for view in placed(value, shape, eqn.out):
-        torn = hidden_by(other, view.spans().intersection(along), dict(enumerate(view.axes[: len(factor)])))
+        torn = hidden_by(other, view.spans().intersection(along), dict(enumerate(view.axes)))
         scaled, use = view.scaled | view.on(along), Use(walk.tier(view), walk.trail)
         views.append(view.replace(scaled=scaled, torn=view.torn | torn, use=use))
     # A factor that is zero but for one position looks up.

@@ -494,9 +494,25 @@ _HIDES = {
 _FLAGS = x_(4, 4, dtype=jnp.bool_)
 
 
+_TURN = np.eye(4, dtype=np.float32)[[1, 2, 3, 0]]
+
+
 def _two(join: Any) -> Any:
     """Joins the products of what one mask leaves."""
     return lambda x, on, w: (lambda x: join(x @ w[0], x @ w[1]))(x * on[:, None])
+
+
+def _and_transposed(y: jax.Array) -> jax.Array:
+    return y + y.swapaxes(0, 1)
+
+
+def _masked_pairs(x: jax.Array) -> jax.Array:
+    return x[:, None] * x * (x[:, 0] > x[:, :1])[..., None]
+
+
+def _pairs(join: Any) -> Any:
+    """Joins the products of what a mask leaves of the pairs of rows."""
+    return lambda x, on, w: (lambda x: join(x @ w[0], x @ w[1]))(_masked_pairs(x))
 
 
 def _line(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
@@ -520,9 +536,23 @@ _ALIKE = {
     ),
     "convolutions": lambda x, on, w: (lambda x: _line(x, w[0], 2) + _line(x, w[1], 2))((x * on[:, None]).T[None]),
     "rows, broadcast": _two(lambda a, b: jnp.repeat(a[:, None], 4, 1).reshape(16, 6) + jnp.repeat(b, 4, 0)),
+    "reshaped, flat, and cut": _two(lambda a, b: a.reshape(2, 2, 6).reshape(4, 6)[1:] + b[1:]),
     "along axes that go back": lambda x, on, w: (
         lambda x: jnp.einsum("abi,io->abo", x, w[0]) + jnp.einsum("abi,io->bao", x, w[1]).swapaxes(0, 1)
-    )(x[:, None] * x * (x[:, 0] > x[:, :1])[..., None]),
+    )(_masked_pairs(x)),
+    "added up by a loop": lambda x, on, w: sum(
+        lax.scan(
+            lambda ys, at: (tuple(y + (at[0] * at[1]) @ w[k] for k, y in enumerate(ys)), None),
+            (jnp.zeros(6),) * 2,
+            (x, on),
+        )[0]
+    ),
+    "products hidden as a whole, one backwards": lambda x, on, w: (
+        lax.cond(on[0], lambda: x @ w[0], lambda: jnp.zeros((4, 6)))
+        + lax.cond(on[0], lambda: x @ w[1], lambda: jnp.zeros((4, 6)))[::-1]
+    ),
+    "by one number": lambda x, on, w: x @ (w[0] * on[0]) + x @ (w[1] * on[0]),
+    "pairs, backwards": _pairs(lambda a, b: a[::-1, ::-1] + b[::-1, ::-1]),
     "products hidden": lambda x, on, w: jnp.where(on[:, None], x @ w[0], 0) + jnp.where(on[:, None], x @ w[1], 0),
 }
 # One mask, of which each product gets another form, or which hides each somewhere else.
@@ -556,6 +586,9 @@ _IN_TURN = {
         lambda h: h @ w[0] + jax.vmap(lambda i: lax.dynamic_slice(h, (i, 0), (1, 5))[0])(np.array([3, 2, 1, 0])) @ w[1]
     )(x * on[:, None]),
     "products backwards": _two(lambda a, b: a + b[::-1]),
+    "products hidden, one backwards": lambda x, on, w: (
+        jnp.where(on[:, None], x @ w[0], 0) + jnp.where(on[:, None], x @ w[1], 0)[::-1]
+    ),
     "products taken": _two(lambda a, b: a + b[np.array([1, 0, 2, 3])]),
     "products cut": _two(lambda a, b: a[1:] + b[:-1]),
     "products of one row": _two(lambda a, b: a[0] + b[1]),
@@ -568,21 +601,36 @@ _IN_TURN = {
     "products of rows, and of columns, flat": _two(
         lambda a, b: jnp.repeat(a[:, None], 4, 1).reshape(16, 6) + jnp.repeat(b[None], 4, 0).reshape(16, 6)
     ),
-    "products along other axes": lambda x, on, w: (
-        lambda x: jnp.einsum("abi,io->abo", x, w[0]) + jnp.einsum("abi,io->bao", x, w[1])
-    )(x[:, None] * x * (x[:, 0] > x[:, :1])[..., None]),
+    "products of rows, and of columns, flat, and cut": _two(
+        lambda a, b: jnp.repeat(a[:, None], 4, 1).reshape(16, 6)[1:] + jnp.repeat(b[None], 4, 0).reshape(16, 6)[1:]
+    ),
+    "products of every row, and of every other, flat, and cut": _two(
+        lambda a, b: jnp.repeat(a, 4, 0)[1:] + jnp.repeat(jnp.repeat(b[None, :, None], 2, 0), 2, 2).reshape(16, 6)[1:]
+    ),
+    "products along other axes": _pairs(lambda a, b: a + b.swapaxes(0, 1)),
+    "products backwards along other axes": _pairs(lambda a, b: a[::-1] + b[:, ::-1]),
+    "products along other axes, twice, and cut": _pairs(
+        lambda a, b: jnp.repeat(a, 2, 1)[:, 1:] + jnp.repeat(b.swapaxes(0, 1), 2, 1)[:, 1:]
+    ),
     "products of a loop, backwards": lambda x, on, w: (lambda ys: ys[0] + ys[1][::-1])(
         lax.scan(lambda _, at: (None, tuple((at[0] * at[1]) @ w[k] for k in (0, 1))), None, (x, on))[1]
     ),
+    "every other product, and every third": lambda x, on, w: (lambda x: _line(x, w[0], 2) + _line(x, w[1], 3))(
+        (x * on[:, None]).T[None]
+    ),
+    "convolutions, one backwards": lambda x, on, w: (lambda x: _line(x, w[0], 1) + _line(x, w[1], 1)[:, :, ::-1])(
+        (x * on[:, None]).T[None]
+    ),
+    "products with two constant matrices": _two(lambda a, b: _TURN @ a + _TURN[::-1] @ b),
+    "products of a batch along other axes": lambda x, on, w: (
+        lambda x: jnp.einsum("abi,io->abo", x, w[0]) + jnp.einsum("abi,bio->bao", x, jnp.stack([w[1]] * 4))
+    )(_masked_pairs(x)),
     "every other product, and the first half": lambda x, on, w: (
         lambda x: _line(x, w[0], 2) + _line(x, w[1], 1)[:, :, :2]
     )((x * on[:, None]).T[None]),
-    "a product in a buffer": lambda x, on, w: (
-        lambda x: (
-            (x @ w[0]).mean(0)
-            + lax.dynamic_update_slice(jnp.zeros((5, 6)), (x @ w[1])[:1], (x[0, 0].astype(jnp.int32), 0))[0]
-        )
-    )(x * on[:, None]),
+    "products in a buffer, and the mean": lambda x, on, w: _two(
+        lambda a, b: a.mean(0) + lax.dynamic_update_slice(jnp.zeros((5, 6)), b, (x[0, 0].astype(jnp.int32), 0))[0]
+    )(x, on, w),
     "halves of the rows": lambda x, on, w: (lambda a, b: a @ w[0] + b @ w[1])(*jnp.split(x * on[:, None], 2)),
     "or, and": lambda x, on, w: (lambda m: (x * (on | m)[:, None]) @ w[0] + (x * (on & m)[:, None]) @ w[1])(
         x[:, 0] > 0
@@ -759,6 +807,26 @@ PARTIAL = [
         lambda x, t, w: jnp.where(t[:, None] > 0, x @ w[0], x @ w[1]).sum(0),
         [_X, tokens(2)],
         w=alone("2 5 6"),
+    ),
+    case(
+        "one of two products in each row, all outputs added up",
+        lambda x, t, w: jnp.where(t[:, None] > 0, x @ w[0], x @ w[1]).sum(1),
+        [_X, tokens(2)],
+        w=w("b2 i5 o6"),
+    ),
+    case(
+        "one of two products of each pair of rows, the other way, too",
+        lambda x, t, w: _and_transposed(
+            jnp.where((x[:, None] > 2 * x)[..., :1], (x[:, None] * x) @ w[0], (x[:, None] * x) @ w[1])
+        ),
+        [_X, tokens(2)],
+        w=alone("2 5 6"),
+    ),
+    case(
+        "one of two sums that have a product in common",
+        lambda x, t, w: (lambda y: jnp.where(t[0] > 0, y + x @ w[1], y + x @ w[2]))(x @ w[0]),
+        [_X, tokens(2)],
+        w=alone("3 5 6"),
     ),
     case(
         "one of two products in each row, two rows added up",
