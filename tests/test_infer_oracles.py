@@ -35,7 +35,7 @@ def test_no_axis_is_wrong_and_what_is_undecided_is_known(module, start):
 
 @pytest.mark.parametrize(
     ("module", "seed"),
-    [(jacobian, 21997), (jacobian, 22098)],
+    [(jacobian, 21997), (jacobian, 22098), (loops, 30500397), (loops, 30500497)],
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_no_axis_of_a_rare_program_is_wrong(module, seed):

@@ -112,11 +112,11 @@ def choice(walk: Walk, cases: Sequence[Value], which: Value, rank: int = 0) -> t
 
 
 def _that_differ(cases: Sequence[Sequence[View]]) -> set[Param | Mark]:
-    """What is there in several cases, and not as the same views."""
+    """The params that are there in several cases, and not as the same views."""
     first: dict[Param | Mark, list[View]] = {}
     differ: set[Param | Mark] = set()
     for case in cases:
-        for of in {view.of for view in case}:
+        for of in {view.of for view in case if isinstance(view.of, Param)}:
             mine = [view for view in case if view.of is of]
             known = first.setdefault(of, mine)
             if len(mine) != len(known) or not all(any(same(view, other) for other in known) for view in mine):
