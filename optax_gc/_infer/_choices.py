@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from optax_gc._infer._arrays import Axis
 from optax_gc._infer._constants import Constant
 from optax_gc._infer._equation import Equation
-from optax_gc._infer._masks import TURNED, Case, Mask, Tear, dims_across
+from optax_gc._infer._masks import Case, Mask, Tear, across
 from optax_gc._infer._maths import cheap_numbers, combined, placed
 from optax_gc._infer._values import Level, Value, level_of
 from optax_gc._infer._views import Mark, Param, View, hole, same
@@ -51,7 +51,7 @@ def _where_chosen(cases: Sequence[Value], which: Value, rank: int) -> list[Value
         Value(
             case.level,
             tuple(
-                hole(view, there and (there[0], there[1] == i), _hiding(which, i, view.axes[:rank]))
+                hole(view, there and (there[0], there[1] == i), _hiding(which, i, len(cases), view.axes[:rank]))
                 if isinstance(view.of, Param) and view.of not in stays
                 else view
                 for view in case.views
@@ -61,11 +61,12 @@ def _where_chosen(cases: Sequence[Value], which: Value, rank: int) -> list[Value
     ]
 
 
-def _hiding(which: Value, case: int, axes: Sequence[Axis]) -> frozenset[Tear]:
-    """What hides one case of a choice that is made along some axes."""
+def _hiding(which: Value, case: int, cases: int, axes: Sequence[Axis]) -> frozenset[Tear]:
+    """What hides one case of some of a choice that is made along some axes."""
     if which.known:
         return frozenset([Tear(Constant(lambda _, numbers: numbers == case, [which.known]))])
-    masks = which.facts.masks_after(TURNED) if case == 0 else which.facts.masks
+    facts = which.facts
+    masks = facts.turned() if case == 0 else facts.masks_after(case) if cases > 2 else facts.masks
     tears = [hiding.on(dict(enumerate(axes))) for hiding in masks]
     return frozenset(tears or [Tear(which.level)])
 
@@ -95,7 +96,7 @@ def choice(walk: Walk, cases: Sequence[Value], which: Value, rank: int = 0) -> t
         if not sums:
             for view in own:
                 if not walk.is_settled(view):
-                    tear = Tear(Case(chosen, i), dims_across(dict(enumerate(view.axes[:rank])), which.facts.flat))
+                    tear = across(Case(chosen, i), dict(enumerate(view.axes[:rank])), which.facts.flat)
                     kept.append(view.replace(torn=view.torn | {tear}))
         elif all(map(walk.was_read, sums)):
             walk.close(own)
@@ -119,7 +120,8 @@ def _that_differ(cases: Sequence[Sequence[View]]) -> set[Param | Mark]:
         for of in {view.of for view in case if isinstance(view.of, Param)}:
             mine = [view for view in case if view.of is of]
             known = first.setdefault(of, mine)
-            if len(mine) != len(known) or not all(any(same(view, other) for other in known) for view in mine):
+            pairs = ((mine, known), (known, mine))
+            if len(mine) != len(known) or not all(any(same(v, w) for w in b) for a, b in pairs for v in a):
                 differ.add(of)
     return differ
 

@@ -47,6 +47,8 @@ def _cut(view: View, t: int, blocks: Dims) -> View:
 
 def _put_back(view: View, t: int, blocks: Dims) -> View:
     view = flatten(view, t)
+    # What hides it may be another thing on each device.
+    view = view.tears(lambda tear: tear._replace(dims=(*blocks, *tear.dims)))
     return view.with_axis(t, Axis((*blocks, *view.axes[t].dims)))
 
 
@@ -58,11 +60,11 @@ def _blocks(walk: Walk, names: Any) -> Dims:
     return tuple(walk.blocks[name] for name in names)
 
 
-def _summed(walk: Walk, view: View, blocks: Dims) -> Iterator[View]:
+def _summed(walk: Walk, eqn: Equation, view: View, blocks: Dims) -> Iterator[View]:
     """The blocks are summed, under names of their own: the devices may hold other blocks later."""
     own = {block: Dim(block.size) for block in blocks if block in view.varying()}
     gone = set(own.values())
-    view = view.rename(own)
+    view = view.rename(own).tears(lambda tear: tear.summed(repr(eqn.eqn.params)))
     if own and not view.product:
         yield view.replace(bad=view.bad or "added up over devices", summed=view.summed | gone)
     elif own and view.use and view.use.steps.isdisjoint(own):
@@ -74,13 +76,13 @@ def _summed(walk: Walk, view: View, blocks: Dims) -> Iterator[View]:
 def psum(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """A sum over devices: their blocks are summed."""
     blocks = _blocks(walk, eqn["axes"])
-    return [Value(v.level, tuple(found for view in v.views for found in _summed(walk, view, blocks))) for v in ins]
+    return [Value(v.level, tuple(found for view in v.views for found in _summed(walk, eqn, view, blocks))) for v in ins]
 
 
 def reduce_scatter(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """A sum over devices, of which each keeps its block."""
     blocks, t = _blocks(walk, eqn["axis_name"]), eqn["scatter_dimension"]
-    views = [_cut(found, t, blocks) for view in ins[0].views for found in _summed(walk, view, blocks)]
+    views = [_cut(found, t, blocks) for view in ins[0].views for found in _summed(walk, eqn, view, blocks)]
     return [Value(ins[0].level, tuple(view if eqn["tiled"] else drop(view, t) for view in views))]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from optax_gc._infer._arrays import Named, UnfollowedError, blank
 from optax_gc._infer._equation import Equation, Shape, shape_of
 from optax_gc._infer._layout import MOVES
-from optax_gc._infer._masks import TURNED, Hiding, Mask
+from optax_gc._infer._masks import Hiding, Mask
 from optax_gc._infer._names import ELEMENTWISE, KEEP_ZERO, SAME
 from optax_gc._infer._values import GONE, NOTHING, Facts, Level, Value, level_of
 from optax_gc._infer._views import Mark, View
@@ -26,14 +26,12 @@ _SOURCES = frozenset({"broadcast_in_dim", "iota", *_COMPARISONS})
 _JOINS = frozenset({"concatenate", "stack"})
 _SCATTERS = frozenset({"scatter", "scatter-add"})
 _REDUCED = frozenset({"reduce_sum", "reduce_max", "reduce_min", "reduce_and", "reduce_or"})
-_OTHERS = frozenset({"dot_general", "gather", "stop_gradient", "unstack"})
-_FOLLOWED = frozenset({*_ARITHMETIC, *SAME, *MOVES, *_PARTS, *_JOINS, *_SCATTERS, *_REDUCED, *_OTHERS})
 
 
 def may_have_facts(eqn: Any, ins: Sequence[Value]) -> bool:
     """Whether an equation may have facts: cheaper than to find them."""
     name = eqn.primitive.name
-    if name in _SOURCES or (name in _FOLLOWED and any(value.told is not NOTHING for value in ins)):
+    if name in _SOURCES or any(value.told is not NOTHING for value in ins):
         return True
     return eqn.outvars[0].aval.dtype == np.bool_ if eqn.outvars and name in _ARITHMETIC else False
 
@@ -42,6 +40,15 @@ def facts_after(eqn: Any, ins: Sequence[Value], result: int) -> Facts:
     """What is known of a result of an equation."""
     found, aval = _found(eqn, ins, result), eqn.outvars[result].aval
     masks = found.masks
+    if found is NOTHING:
+        # What is not followed may be hidden by something just as well.
+        rank = len(aval.shape)
+        alongs = [
+            along if len(shape_of(atom)) == rank else frozenset(range(rank))
+            for value, atom in zip(ins, eqn.invars, strict=True)
+            for _, along in value.facts.masks
+        ]
+        masks = frozenset([Hiding(Mask(), frozenset.intersection(*alongs))] if alongs else [])
     if not masks and aval.dtype == np.bool_ and level_of(ins) == Level.DATA:
         masks = frozenset([Hiding(Mask(), found.flat)])
     if masks:
@@ -65,7 +72,7 @@ def _found(eqn: Any, ins: Sequence[Value], result: int) -> Facts:
         every, along = frozenset(range(len(out))), frozenset([eqn.params["dimension"]])
         return Facts(flat=every - along, distinct=along)
     if name in _PARTS:
-        part = None if name == "dynamic_slice" else (name, result)
+        part = None if name == "dynamic_slice" else (repr(eqn.params), result)
         masks = first.masks_after(part, _shorter(shape_of(eqn.invars[0]), out))
         return Facts(first.flat, first.hot | _gone(first), masks=masks, zero=first.zero)
     if name == "unstack":
@@ -76,9 +83,11 @@ def _found(eqn: Any, ins: Sequence[Value], result: int) -> Facts:
         return Facts(hot=frozenset(eqn.params["dimension_numbers"].scatter_dims_to_operand_dims))
     if name == "gather":
         return _gathered(eqn, first)
-    if name in _REDUCED and all(along.issuperset(eqn.params["axes"]) for _, along in first.masks):
-        kept = [t for t in range(len(shape_of(eqn.invars[0]))) if t not in eqn.params["axes"]]
-        return Facts(masks=first.masks_after(axes=(), places={t: o for o, t in enumerate(kept)}), zero=first.zero)
+    if name in _REDUCED:
+        gone = eqn.params["axes"]
+        places = {t: o for o, t in enumerate(t for t in range(len(shape_of(eqn.invars[0]))) if t not in gone)}
+        whole = Facts(masks=frozenset(hiding for hiding in first.masks if hiding.along.issuperset(gone)))
+        return Facts(masks=whole.masks_after(axes=(), places=places), zero=first.zero)
     if name == "dot_general":
         return _multiplied(eqn.params["dimension_numbers"], ins, [len(shape_of(atom)) for atom in eqn.invars])
     return NOTHING
@@ -89,7 +98,7 @@ def _joined(name: str, axis: int, facts: Sequence[Facts]) -> Facts:
         facts = [fact.shifted(axis, 1) for fact in facts]
     some = [fact for fact in facts if not fact.zero]
     hots = [fact.hot for fact in some]
-    masks = _common(some)
+    masks = _one_of(some, axis)
     if name == "concatenate":
         masks = Facts(masks=masks).masks_after((name, axis) if len(some) == len(facts) else None, [axis])
     return Facts(hot=frozenset.intersection(*hots) if hots else frozenset(), masks=masks, zero=not hots)
@@ -137,14 +146,17 @@ def _shorter(before: Shape, after: Shape) -> set[int]:
 
 
 def _common(facts: Sequence[Facts]) -> frozenset[Hiding]:
-    """What hides all of several values at once: if there is no such mask, something like nothing before it may."""
-    every = [dict(fact.masks) for fact in facts]
-    if not all(every) or not every:
-        return frozenset()
-    shared = set(every[0]).intersection(*every[1:])
-    if not shared:
-        return frozenset([Hiding(Mask(), frozenset.intersection(*(along for one in every for along in one.values())))])
-    return frozenset(Hiding(by, frozenset.intersection(*(one[by] for one in every))) for by in shared)
+    """What hides the sum of several values: what hides each, and, where others hide some, something of its own."""
+    return _one_of(facts) if all(fact.masks for fact in facts) else frozenset()
+
+
+def _one_of(facts: Sequence[Facts], joined: int = GONE) -> frozenset[Hiding]:
+    """What hides one of several values, whichever it is, or some of those that are joined along an axis."""
+    every = frozenset[Hiding]().union(*(fact.masks for fact in facts))
+    shared = every.intersection(*(fact.masks for fact in facts))
+    if shared == every:
+        return shared
+    return shared | {Hiding(Mask(), frozenset.intersection(*(along for _, along in every)) - {joined})}
 
 
 def facts_of_choice(which: Value, cases: Sequence[Value], rank: int) -> Facts:
@@ -163,6 +175,8 @@ def _arithmetic(name: str, facts: list[Facts], constant: Sequence[bool] = (False
     once = (a.distinct & b.flat) | (b.distinct & a.flat)
     if name in ("mul", "and"):
         return Facts(flat, a.hot | b.hot, masks=a.masks | b.masks, zero=a.zero or b.zero)
+    if name == "clamp":
+        return Facts(flat, masks=facts[1].masks)
     if name in _KEEP_ZERO:
         return Facts(flat, a.hot, masks=a.masks, zero=a.zero)
     if name in _WITH_ZERO:
@@ -176,7 +190,7 @@ def _arithmetic(name: str, facts: list[Facts], constant: Sequence[bool] = (False
             masks = _common([a, b])
         return Facts(flat, hot, frozenset(), distinct, masks, a.zero and b.zero)
     if name == "not":
-        return Facts(flat, a.cold, a.hot, masks=a.masks_after(TURNED))
+        return Facts(flat, a.cold, a.hot, masks=a.turned())
     if name == "eq":
         return Facts(flat, once)
     if name == "ne":
@@ -185,9 +199,9 @@ def _arithmetic(name: str, facts: list[Facts], constant: Sequence[bool] = (False
         some = [case for case in facts[1:] if not case.zero]
         hot = some[0].hot if len(some) == 1 else frozenset[int]()
         hot = hot | (a.hot if facts[1].zero else a.cold if b.zero else frozenset())
-        masks = _common(some)
+        masks = _one_of(some)
         if len(some) < len(facts) - 1:
-            masks |= a.masks if facts[1].zero else a.masks_after(TURNED)
+            masks |= a.masks if facts[1].zero else a.turned()
         return Facts(flat, hot, masks=masks)
     return Facts(flat)
 
@@ -226,8 +240,10 @@ def _masks_moved(eqn: Equation, facts: Facts, behind: Sequence[frozenset[int]]) 
     how = repr(eqn.eqn.params) if within or eqn.name in ("slice", "tile") else ""
     masks = []
     for mask in facts.masks:
-        before = [(on, size) for on, size in zip(same, eqn.shapes[0], strict=True) if not on <= mask.along]
         after = [(on, size) for on, size in zip(behind, eqn.out, strict=True) if not on <= mask.along]
+        # What it varies along, and what that is merged with.
+        along = mask.along.difference(*(on for on, _ in after))
+        before = [(on, size) for on, size in zip(same, eqn.shapes[0], strict=True) if not on <= along]
         by = mask.by
         if before != after or not mask.along.issuperset(within):
             by = by.then((tuple(before), tuple(after), how))

@@ -187,6 +187,7 @@ def _loop(
     counters = [_counter(body, len(consts), i, value, step, reverse) for i, value in enumerate(carry)]
     levels = [Level.DATA if value.level == Level.SCALED else value.level for value in carry]
     moved = [False] * len(carry)  # weights that do not come back as they went in
+    masked = [_mask(body, len(consts) + i, value.facts) for i, value in enumerate(carry)]
     while True:
         said, inside, marks = walk.said(), [], []
         for value, counter, level, lost in zip(carry, counters, levels, moved, strict=True):
@@ -195,11 +196,11 @@ def _loop(
             if counter:
                 inside.append(Value(Level.CONST, known=counter))
             elif level == Level.DATA:
-                inside.append(Value(level, (marks[-1],), told=_flags(body, len(consts) + len(inside))))
+                inside.append(Value(level, (marks[-1],), told=masked[len(inside)]))
             else:
                 inside.append(Value(level, () if lost else value.views, hidden=value.hidden))
         results = walk.jaxpr(body, [*consts, *inside, *xs])
-        before = [*levels, *moved]
+        before = [*levels, *moved, *masked]
         for i, (value, result) in enumerate(zip(carry, results, strict=False)):
             if counters[i]:
                 continue
@@ -207,7 +208,9 @@ def _loop(
             if risen == levels[i] == Level.WEIGHT:
                 moved[i] = moved[i] or not _come_back(value.views, result.views)
             levels[i] = risen
-        if before == [*levels, *moved]:
+            if masked[i] is NOTHING and risen == Level.DATA:
+                masked[i] = _mask(body, len(consts) + i, result.facts)
+        if before == [*levels, *moved, *masked]:
             break
         walk.take_back(said)
     sums = {mark.of for mark in marks if mark and isinstance(mark.of, Mark)}
@@ -233,14 +236,17 @@ def _loop(
             views = _carried(
                 walk, value.views, mark, kept[i], [*consts, *scanned], step, mark.of in leaks, mark.of in added
             )
-            outs.append(Value(Level.DATA, views, told=_flags(body, len(consts) + i)))
+            outs.append(Value(Level.DATA, views, told=_mask(body, len(consts) + i, masked[i])))
     return [*outs, *stacked]
 
 
-def _flags(body: Any, i: int) -> Facts:
-    """What is known of truth values that a loop carries."""
+def _mask(body: Any, i: int, facts: Facts) -> Facts:
+    """What is known of truth values, and of what masks hide, that a loop carries: at each step it may be another."""
     is_bool = open_jaxpr(body).invars[i].aval.dtype == np.bool_
-    return Facts(masks=frozenset([Hiding(Mask(), frozenset())])) if is_bool else NOTHING
+    if not is_bool and not facts.masks:
+        return NOTHING
+    along = frozenset[int]() if is_bool else frozenset.intersection(*(along for _, along in facts.masks))
+    return Facts(masks=frozenset([Hiding(Mask(), along)]))
 
 
 def _without(walk: Walk, views: Sequence[View], sums: Set[Mark], leaks: set[Mark]) -> tuple[View, ...]:
@@ -301,7 +307,7 @@ def _carried(
     elif any(view.picks for view in own):
         walk.refuse([view for view in own if view.picks], CHOSEN)
         walk.close([*start, *(view for view in own if not view.picks)])
-    elif any(step in view.varying() and any(_varies(tear.by, step, outside) for tear in view.torn) for view in own):
+    elif any(step in view.varying() and any(_varies(tear, step, outside) for tear in view.torn) for view in own):
         walk.refuse([*start, *own], HIDDEN)
     elif indexed := [v for v in own if step and v.along({step}) and v.use and step not in v.use.steps]:
         # What the loop adds up are parts of a product, not products of parts.
@@ -321,8 +327,11 @@ def _over_steps(view: View, step: Dim | None) -> View:
     return view.replace(summed=view.summed | {step}, masks=(*view.masks, *view.holes))
 
 
-def _varies(by: Any, step: Dim | None, outside: Sequence[Value]) -> bool:
+def _varies(tear: Tear, step: Dim, outside: Sequence[Value]) -> bool:
     """Whether what hides a product may choose the steps that count. Noise and weights hide none for good."""
+    by = tear.by
+    if step in tear.dims:
+        return True
     if isinstance(by, Constant):
         return step in by.loops and by.has_zeros()
     if isinstance(by, Mask):

@@ -20,17 +20,17 @@ Place = tuple[Any, tuple[tuple[int, int, int], ...]]
 class Mask:
     """Stands for data that may make a value zero."""
 
-    def __init__(self, made_of: Mask | None = None) -> None:
+    def __init__(self, *made_of: Mask) -> None:
         self.made_of = made_of
         self._then: dict[Hashable, Mask] = {}
 
-    def then(self, what: Hashable) -> Mask:
-        """What becomes of it: of the same mask by the same operation, the same one."""
-        return self._then.setdefault(what, Mask(self))
+    def then(self, what: Hashable, *others: Mask) -> Mask:
+        """What becomes of it, and of others: of the same masks by the same operation, the same one."""
+        return self._then.setdefault((what, frozenset(others)), Mask(self, *others))
 
     def is_among(self, masks: Set[Mask]) -> bool:
-        """Whether it is one of them, or made of one of them alone."""
-        return self in masks or (self.made_of is not None and self.made_of.is_among(masks))
+        """Whether it is one of them, or made of some of them alone."""
+        return self in masks or (bool(self.made_of) and all(mask.is_among(masks) for mask in self.made_of))
 
 
 class Case(NamedTuple):
@@ -52,12 +52,14 @@ class Hiding(NamedTuple):
 
     def on(self, axes: Mapping[int, Axis]) -> Tear:
         """What it does to a view on which the axes of the value, but for those that are gone, lie there."""
-        return Tear(self.by, dims_across(axes, self.along))
+        return across(self.by, axes, self.along)
 
 
-def dims_across(axes: Mapping[int, Axis], along: Set[int]) -> Dims:
-    """The dims of all axes but some, in the order of the axes."""
-    return tuple(dim for t in sorted(axes) if t not in along for dim in axes[t].dims)
+def across(by: Mask | Case, axes: Mapping[int, Axis], along: Set[int]) -> Tear:
+    """Hides a view all at once along some axes; of those that are padded, it hides what lies between."""
+    mine = [axes[t] for t in sorted(axes) if t not in along]
+    tear = Tear(by, tuple(dim for axis in mine for dim in axis.dims))
+    return tear.then(tuple((axis.lo, axis.hi) for axis in mine)) if any(axis.padded for axis in mine) else tear
 
 
 class Tear(NamedTuple):
@@ -67,6 +69,8 @@ class Tear(NamedTuple):
     dims: Dims = ()
 
     def then(self, what: Hashable) -> Tear:
+        """What becomes of it by an operation, which may depend on the sizes of its dims."""
+        what = (what, tuple(dim.size for dim in self.dims))
         return self._replace(by=self.by.then(what)) if isinstance(self.by, Mask | Case) else self
 
     def renamed(self, names: Mapping[Dim, Dims]) -> Tear:
@@ -76,9 +80,9 @@ class Tear(NamedTuple):
         """What it is where only some positions of a dim are left, before the dim gets another name."""
         return self.then((self.dims.index(dim), positions.tobytes())) if dim in self.dims else self
 
-    def mixed(self, dims: Set[Dim]) -> Tear:
-        """What it is where positions along some dims become one, or nobody knows which: it is like nothing else."""
-        return self if dims.isdisjoint(self.dims) else Tear(object())
+    def summed(self, what: Hashable) -> Tear:
+        """What it is where positions are added up: there may be something of every case."""
+        return Tear(object()) if isinstance(self.by, Case) else self.then(what)
 
     def merged(self, dims: Dims, flat: Dim) -> Tear:
         """What it is where some dims become one."""
@@ -88,8 +92,10 @@ class Tear(NamedTuple):
         first = self.dims.index(mine[0])
         rest = tuple(dim for dim in self.dims if dim not in dims)
         tear = self._replace(dims=(*rest[:first], flat, *rest[first:]))
-        whole = self.dims[first : first + len(dims)] == dims
-        return tear if whole else tear.then(tuple(size_of(dims[dims.index(dim) + 1 :]) for dim in mine))
+        if self.dims[first : first + len(dims)] == dims:
+            return tear
+        where = tuple((self.dims.index(dim), size_of(dims[dims.index(dim) + 1 :]), dim.size) for dim in mine)
+        return tear.then(where)
 
     def place(self, axes: Sequence[Axis]) -> Place:
         """Where on the axes of a value it is, however their dims are cut."""

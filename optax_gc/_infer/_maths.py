@@ -14,9 +14,9 @@ import numpy as np
 from optax_gc._infer._arrays import Dim, Dims, UnfollowedError
 from optax_gc._infer._equation import Equation
 from optax_gc._infer._layout import aligned
-from optax_gc._infer._masks import Case, Tear
+from optax_gc._infer._masks import Tear
 from optax_gc._infer._names import ELEMENTWISE, NONLINEAR, REDUCTIONS, SAME, short
-from optax_gc._infer._values import GONE, Level, Value, has_met_data, hidden_by, joined, level_of
+from optax_gc._infer._values import GONE, Level, Value, has_met_data, joined, level_of
 from optax_gc._infer._views import Mark, Param, Use, View, hole, same
 from optax_gc._infer._walk import ELEMENT, Rule, Walk
 
@@ -113,7 +113,7 @@ def _scaled(
     along = [t for t, size in enumerate(factor) if size > 1 and t not in other.facts.flat]
     views = []
     for view in placed(value, shape, eqn.out):
-        torn = hidden_by(other, view.spans().intersection(along), dict(enumerate(view.axes)))
+        torn = {hiding.on(dict(enumerate(view.axes[: len(factor)]))) for hiding in other.facts.masks}
         scaled, use = view.scaled | view.on(along), Use(walk.tier(view), walk.trail)
         views.append(view.replace(scaled=scaled, torn=view.torn | torn, use=use))
     # A factor that is zero but for one position looks up.
@@ -185,10 +185,12 @@ def reduction(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value
 
 
 def _reduced(walk: Walk, view: View, axes: set[int]) -> Iterator[View]:
-    along = view.on(axes)
-    gone = along & view.varying()
-    rest = view.replace(axes=tuple(axis for t, axis in enumerate(view.axes) if t not in axes))
-    rest = rest.tears(lambda tear: tear.mixed(along) if isinstance(tear.by, Case) else tear)
+    gone = view.on(axes) & view.varying()
+    if not view.product:
+        # What hides some of the inputs alone hides no unit.
+        view = view.replace(torn=frozenset(tear for tear in view.torn if gone.isdisjoint(tear.dims)))
+    rest = view.tears_along(axes, lambda tear: tear.summed(("sum", *axes)))
+    rest = rest.replace(axes=tuple(axis for t, axis in enumerate(view.axes) if t not in axes))
     if not gone:
         yield rest
     elif view.product:

@@ -109,14 +109,17 @@ def numbers(value: Value) -> tuple[Dims, np.ndarray] | None:
     return value.known.numbers() if value.level == Level.CONST and value.known else None
 
 
-def window(view: View, t: int, size: int, start: tuple[Dims, np.ndarray] | None, dims: Dims, clips: bool) -> View:
+def window(
+    view: View, t: int, size: int, start: tuple[Dims, np.ndarray] | None, dims: Dims, clips: bool, token: Equation
+) -> View:
     """Takes `size` positions of axis t from a start on, one for each position along `dims` and each step of a loop.
 
-    A start outside of the axis means the nearest one where it `clips`, and else nothing.
+    A start outside of the axis means the nearest one where it `clips`, and else nothing. Where the data choose the
+    start, they do so once for each `token`.
     """
     whole = view.axes[t].length
     if start is None:
-        view = view.mixed([t])
+        view = view.tears_along([t], lambda tear: tear.then(token))
         if view.varying().isdisjoint(view.axes[t].dims) and (view.product or not view.axes[t].padded):
             return (view.tear() if view.axes[t].padded else view).with_axis(t, blank(size))
         if size > 1 or view.axes[t].padded:
@@ -151,7 +154,7 @@ def dynamic_slice(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[V
     for view in ins[0].views:
         for t, (size, start) in enumerate(zip(eqn["slice_sizes"], starts, strict=True)):
             if size != eqn.shapes[0][t]:
-                view = window(view, t, size, start, (), clips=True)
+                view = window(view, t, size, start, (), True, eqn)
         views.append(view)
     return [Value(_level_by(ins[0], level_of(ins[1:])), tuple(views))]
 
@@ -181,7 +184,7 @@ def _gathered(eqn: Equation, view: View, at: tuple[Dims, np.ndarray] | None, dim
             view = view.take(view.axes[t].dims[0], np.arange(size), (dims[batch],)).with_axis(t, blank(1))
         elif t in numbers.start_index_map and (sizes[t] < size or t in numbers.collapsed_slice_dims):
             start = None if at is None else (at[0], at[1][..., numbers.start_index_map.index(t)])
-            view = window(view, t, sizes[t], start, dims, clips)
+            view = window(view, t, sizes[t], start, dims, clips, eqn)
         elif sizes[t] < size:
             view = cut(view, t, 0, sizes[t]) or view.replace(bad=PART).with_axis(t, blank(sizes[t]))
     gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
@@ -199,7 +202,8 @@ def dynamic_update_slice(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Seq
         return unknown(walk, eqn, ins)
     short = [t for t, size in enumerate(eqn.shapes[1]) if size < eqn.out[t]]
     on = walk.end([view for view in update.views if not view.spans().isdisjoint(short)], eqn, eqn.out)
-    views = [view.mixed(short) for view in update.views if view.spans().isdisjoint(short)]
+    views = [view for view in update.views if view.spans().isdisjoint(short)]
+    views = [view.tears_along(short, lambda tear: tear.then(eqn)) for view in views]
     spread = (functools.reduce(lambda v, t: v.with_axis(t, blank(eqn.out[t])), short, view) for view in views)
     return [Value(Level.DATA, (*spread, *on))]
 

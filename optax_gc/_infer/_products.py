@@ -9,6 +9,7 @@ import numpy as np
 
 from optax_gc._infer._arrays import Axis, Dim, blank, size_of
 from optax_gc._infer._equation import Equation
+from optax_gc._infer._masks import Tear
 from optax_gc._infer._values import GONE, Level, Value, hidden_by
 from optax_gc._infer._views import Param, Tier, Use, View, flatten
 from optax_gc._infer._walk import Rule, Walk, unknown
@@ -60,7 +61,8 @@ def _contraction(
         for view in value.views:
             placed = _placed(eqn, view, sides, k)
             if view.product:
-                grown = _same_einsum(walk, eqn, view, placed, sides[k], other)
+                hidden = hidden_by(other, sides[1 - k].contracted, _places(placed, sides, k))
+                grown = _same_einsum(walk, eqn, view, placed, sides[k], other, hidden)
                 if grown is None and other.level <= Level.NOISE and _mixes_outputs(walk, view, sides[k]):
                     grown = placed
                 views += [grown] if grown else []
@@ -109,7 +111,7 @@ def _placed(eqn: Equation, view: View, sides: Sequence[_Side], k: int) -> View:
     mine = [view.axes[t] for t in sides[k].free]
     blanks = [blank(eqn.shapes[1 - k][t]) for t in sides[1 - k].free]
     free = mine + blanks if k == 0 else blanks + mine
-    view = view.mixed(sides[k].contracted)
+    view = view.tears_along(sides[k].contracted, lambda tear: tear.summed(eqn))
     return view.replace(axes=(*(view.axes[t] for t in sides[k].batch), *free))
 
 
@@ -173,7 +175,9 @@ def _mixes_outputs(walk: Walk, view: View, side: _Side) -> bool:
     return known and not parts and gone.isdisjoint(view.shared.union(*(dims for _, dims in view.picks)))
 
 
-def _same_einsum(walk: Walk, eqn: Equation, view: View, placed: View, side: _Side, other: Value) -> View | None:
+def _same_einsum(
+    walk: Walk, eqn: Equation, view: View, placed: View, side: _Side, other: Value, hidden: frozenset[Tear]
+) -> View | None:
     """One `einsum` of several operands is one product, in whatever order sizes make it contract."""
     inputs = view.on(side.contracted) & view.varying()
     if view.use is None or not inputs or other.level < Level.SCALED:
@@ -181,7 +185,7 @@ def _same_einsum(walk: Walk, eqn: Equation, view: View, placed: View, side: _Sid
     if not _one_call(walk, eqn.eqn, view.use.trail[0]):
         return None
     walk.ended[view.use] = None
-    return walk.start(placed, summed=view.summed | inputs)
+    return walk.start(placed, torn=placed.torn | hidden, summed=view.summed | inputs)
 
 
 def _one_call(walk: Walk, eqn: Any, earlier: Any) -> bool:
@@ -255,8 +259,9 @@ def conv_general_dilated(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Seq
             summed, shares = view.summed | view.on(inputs), view.shared | set(shared)
             summed_over = [t for t, k in zip(numbers.lhs_spec[1:], inputs, strict=True) if eqn.shapes[1][k] > 1]
             axes = {t: placed.axes[o] for t, o in zip(numbers.lhs_spec, numbers.out_spec, strict=True)}
-            moved = tuple(repr(eqn[name]) for name in ("window_strides", "padding", "lhs_dilation"))
-            torn = view.torn | {tear.then(moved) for tear in hidden_by(data, summed_over, axes)}
+            hidden = hidden_by(data, summed_over, axes)
+            moved = (*eqn.shapes, repr(eqn.eqn.params))
+            torn = view.torn | {tear.then(eqn if eqn["batch_group_count"] > 1 else moved) for tear in hidden}
             views.append(walk.start(placed, torn=torn, summed=summed, shared=shares, use=use))
     return [Value(Level.DATA, tuple(views))]
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from optax_gc._infer._arrays import LIMIT, Axis, UnfollowedError
 from optax_gc._infer._constants import Constant, numbers_of
-from optax_gc._infer._masks import Hiding, Mask, Tear
+from optax_gc._infer._masks import TURNED, Hiding, Mask, Tear
 from optax_gc._infer._views import Mark, Param, Use, View
 
 
@@ -60,6 +60,15 @@ class Facts:
             masks.append(Hiding(by, along if places is None else frozenset(places[t] for t in along if t in places)))
         return frozenset(masks)
 
+    def turned(self) -> frozenset[Hiding]:
+        """The masks of the opposite, which is zero where none of the masks makes it zero."""
+        if not self.masks:
+            return frozenset()
+        first, *rest = sorted((by for by, _ in self.masks), key=id)
+        return frozenset(
+            [Hiding(first.then(TURNED, *rest), frozenset.intersection(*(along for _, along in self.masks)))]
+        )
+
     def shifted(self, axis: int, by: int) -> Facts:
         """The facts of a value that has an axis less (`by=-1`), or more, at a place."""
         if self == NOTHING:
@@ -70,7 +79,7 @@ class Facts:
 
         flat, distinct = (move(axes) - {GONE} for axes in (self.flat, self.distinct))
         distinct = distinct if by < 0 else frozenset[int]()
-        masks = self.masks_after(axes=[axis] if by < 0 else ())
+        masks = self.masks_after(axes=[axis]) if by < 0 else self.masks_after(("stack", axis))
         masks = frozenset(Hiding(mask, move(along) - {GONE}) for mask, along in masks)
         return Facts(flat, move(self.hot), move(self.cold), distinct, masks, self.zero)
 

@@ -92,10 +92,10 @@ class View:
         """Notes what becomes of all that may hide it."""
         return self.replace(torn=frozenset(map(change, self.torn))) if self.torn else self
 
-    def mixed(self, axes: Iterable[int]) -> View:
-        """Positions along some axes become one, or nobody knows which."""
+    def tears_along(self, axes: Iterable[int], change: Callable[[Tear], Tear]) -> View:
+        """Notes what becomes of what may hide it where that differs along some axes."""
         dims = self.on(axes)
-        return self.tears(lambda tear: tear.mixed(dims))
+        return self.tears(lambda tear: tear if dims.isdisjoint(tear.dims) else change(tear))
 
     def torn_at(self) -> frozenset[Place]:
         """What may hide it, in words that are the same for all views of a value."""

@@ -551,6 +551,13 @@ _ALIKE = {
         lax.cond(on[0], lambda: x @ w[0], lambda: jnp.zeros((4, 6)))
         + lax.cond(on[0], lambda: x @ w[1], lambda: jnp.zeros((4, 6)))[::-1]
     ),
+    "what two masks hide": lambda x, on, w: (lambda m: (lambda h: h @ w[0] + h @ w[1])(x * ~(on & m)[:, None]))(
+        x[:, 0] > 0
+    ),
+    "clipped": lambda x, on, w: (lambda h: h @ w[0] + h @ w[1])(jnp.clip(x * on[:, None], -1, 1)),
+    "elements, by one number": lambda x, on, w: (
+        ((x[:, :, None] * w[0]) * on[0]).sum(1) + ((x[:, :, None] * w[1]) * on[0]).sum(1)
+    ),
     "by one number": lambda x, on, w: x @ (w[0] * on[0]) + x @ (w[1] * on[0]),
     "pairs, backwards": _pairs(lambda a, b: a[::-1, ::-1] + b[::-1, ::-1]),
     "products hidden": lambda x, on, w: jnp.where(on[:, None], x @ w[0], 0) + jnp.where(on[:, None], x @ w[1], 0),
@@ -588,6 +595,107 @@ _IN_TURN = {
     "products backwards": _two(lambda a, b: a + b[::-1]),
     "products hidden, one backwards": lambda x, on, w: (
         jnp.where(on[:, None], x @ w[0], 0) + jnp.where(on[:, None], x @ w[1], 0)[::-1]
+    ),
+    "not both, and neither": lambda x, on, w: (
+        lambda m: (x * ~(on & m)[:, None]) @ w[0] + (x * (~on & ~m)[:, None]) @ w[1]
+    )(x[:, 0] > 0),
+    "not one of two, and not the other": lambda x, on, w: (
+        lambda m: jnp.where((on & m)[:, None], 0, x @ w[0]) + jnp.where((~on & ~m)[:, None], x @ w[1], 0)
+    )(x[:, 0] > 0),
+    "one or another, and with both": lambda x, on, w: (
+        lambda m, n: (x * ((on & m) | (on & n))[:, None]) @ w[0] + (x * on[:, None]) @ w[1]
+    )(x[:, 0] > 0, x[:, 1] > 0),
+    "a sum of two masks, and one": lambda x, on, w: (
+        lambda m, n: (x * (on & m)[:, None] + x[::-1] * (on & n)[:, None]) @ w[0] + (x * on[:, None]) @ w[1]
+    )(x[:, 0] > 0, x[:, 1] > 0),
+    "only sometimes hidden": lambda x, on, w: jnp.where(x[:1, :1] > 0, x * on[:, None], x) @ w[0] + x @ w[1],
+    "in one of two branches": lambda x, on, w: (
+        lax.cond(x[0, 0] > 0, lambda: x * on[:, None], lambda: x) @ w[0] + x @ w[1]
+    ),
+    "some of the rows": lambda x, on, w: (
+        lambda a: jnp.concatenate([a, x * on[:, None]]) @ w[0] + jnp.concatenate([a, x]) @ w[1]
+    )(x[:1]),
+    "one of several stacked": lambda x, on, w: (lambda a, b: a @ w[0] + b @ w[1])(
+        jnp.stack([x, x * on[:, None]]), jnp.stack([x, x])
+    ),
+    "stacked along other axes": lambda x, on, w: (lambda h: jnp.stack([h] * 4) @ w[0] + jnp.stack([h] * 4, 1) @ w[1])(
+        x * on[:, None]
+    ),
+    "pieces at other places": lambda x, on, w: (lambda h: jnp.split(h, [2])[1] @ w[0] + jnp.split(h, [1, 3])[1] @ w[1])(
+        x * on[:, None]
+    ),
+    "repeated, and each repeated": lambda x, on, w: (
+        lambda h: (
+            jnp.broadcast_to(h[None, :, None], (2, 4, 4, 5)).reshape(32, 5) @ w[0]
+            + jnp.broadcast_to(h[None, :, None], (4, 4, 2, 5)).reshape(32, 5) @ w[1]
+        )
+    )(x * on[:, None]),
+    "sums of what two masks leave": lambda x, on, w: (
+        lambda p: (
+            (x[:, None] * p * on[:, None, None]).sum(1) @ w[0] + (x[:, None] * p * ~on[:, None, None]).sum(1) @ w[1]
+        )
+    )(x[:, None, :1] > x[:, :1]),
+    "convolved": lambda x, on, w: (lambda f: f(x * on[:, None]) @ w[0] + f(x * ~on[:, None]) @ w[1])(
+        lambda x: lax.conv(x[:, None], jnp.ones((1, 1, 3)), (1,), "SAME")[:, 0]
+    ),
+    "summed up, one by one": lambda x, on, w: (lambda f: f(x * on[:, None]) @ w[0] + f(x * ~on[:, None]) @ w[1])(
+        lambda x: jnp.cumsum(x, 1)
+    ),
+    "clipped": lambda x, on, w: (lambda f: f(x * on[:, None]) @ w[0] + f(x * ~on[:, None]) @ w[1])(
+        lambda x: jnp.clip(x, -1, 1)
+    ),
+    "written into zeros": lambda x, on, w: (lambda f: f(x * on[:, None]) @ w[0] + f(x * ~on[:, None]) @ w[1])(
+        lambda x: jnp.zeros((5, 5)).at[1:].set(x)
+    ),
+    "numbers that a loop carries": lambda x, on, w: lax.fori_loop(
+        0,
+        2,
+        lambda k, at: (at[0] + at[1] @ w[k], at[2], at[1]),
+        (jnp.zeros((4, 6)), x * on[:, None], x * ~on[:, None]),
+    )[0],
+    "numbers that a loop hides": lambda x, on, w: lax.fori_loop(
+        0,
+        2,
+        lambda k, at: (at[0] + at[1] @ w[k], x * (at[1][:, :1] > 0)),
+        (jnp.zeros((4, 6)), x),
+    )[0],
+    "outputs of elements": lambda x, on, w: (lambda x, m: ((x * m) * w[0]).sum(1) + ((x * ~m) * w[1]).sum(1))(
+        jnp.stack([x] * 6, 2), (x[:, :1] > jnp.arange(6))[:, None]
+    ),
+    "elements, by one number": lambda x, on, w: (
+        ((x[:, :, None] * w[0]) * on[0]).sum(1) + ((x[:, :, None] * w[1]) * on[1]).sum(1)
+    ),
+    "a factor of a bilinear form": lambda x, on, w: (
+        jnp.einsum("bi,io,bj->bo", x, w[0], x * on[:, None]) + jnp.einsum("bi,io,bj->bo", x, w[1], x * ~on[:, None])
+    ),
+    "two of three cases": lambda x, on, w: (
+        lambda q, z: lax.select_n(q, z, x @ w[0], z) + lax.select_n(q, z, z, x @ w[1])
+    )(jnp.broadcast_to((on.astype(jnp.int32) + (x[:, 0] > 0))[:, None], (4, 6)), jnp.zeros((4, 6))),
+    "by two numbers": lambda x, on, w: (
+        lambda q, z: lax.switch(q[0], [lambda: x @ w[0], lambda: z]) + lax.switch(q[1], [lambda: x @ w[1], lambda: z])
+    )(x[0].astype(jnp.int32), jnp.zeros((4, 6))),
+    "rows behind padding": lambda x, on, w: (
+        lambda a, b, m: (
+            jnp.where(m, jnp.pad(a, ((0, 1), (0, 0))), 0)[:-1] + jnp.where(m, jnp.pad(b, ((1, 0), (0, 0))), 0)[1:]
+        )
+    )(x @ w[0], x @ w[1], jnp.pad(on, (0, 1))[:, None]),
+    "products of groups, reshaped": lambda x, on, w: _two(
+        lambda a, b: (
+            jnp.repeat(a, 2, 0).reshape(2, 4, 6)[1][np.array([0, 1])]
+            + jnp.repeat(b, 2, 0).reshape(4, 2, 6)[1][np.array([0, 1])]
+        )
+    )(x, on, w),
+    "products repeated in two ways, flat, and cut": _two(
+        lambda a, b: (
+            jnp.repeat(jnp.repeat(a.reshape(2, 1, 2, 6), 2, 1), 4, 2).reshape(32, 6)[1:]
+            + jnp.repeat(jnp.repeat(b.reshape(4, 1, 1, 6), 4, 1), 2, 2).reshape(32, 6)[1:]
+        )
+    ),
+    "a row at each step": lambda x, on, w: lax.fori_loop(
+        0,
+        2,
+        lambda k, y: y + lax.dynamic_slice(jnp.where(on[:, None], x @ w[k], 0), (k, 0), (3, 6)),
+        jnp.zeros((3, 6)),
     ),
     "products taken": _two(lambda a, b: a + b[np.array([1, 0, 2, 3])]),
     "products cut": _two(lambda a, b: a[1:] + b[:-1]),
@@ -821,6 +929,18 @@ PARTIAL = [
         ),
         [_X, tokens(2)],
         w=alone("2 5 6"),
+    ),
+    case(
+        "twice one of two products, or both",
+        lambda x, t, w: (lambda y, z: jnp.where(t[:, None] > 0, y + y, y + z))(x @ w[0], x @ w[1]),
+        [_X, tokens(2)],
+        w=alone("2 5 6"),
+    ),
+    case(
+        "one of two products in each row, and a row that the data choose",
+        lambda x, t, w: jnp.where(t[:, None] > 0, x @ w[0], x @ w[1])[t],
+        [_X, tokens(2)],
+        w=w("b2 i5 o6"),
     ),
     case(
         "one of two sums that have a product in common",

@@ -504,7 +504,7 @@ def judge(program: Batched, found: frozenset[int] | None) -> str:
     units = _places(program, program.linear)
     if not units:
         return "right"  # the weight is multiplied by zeros and has no gradient
-    perhaps = _places(program, program.after) if program.after else units
+    perhaps = (program.after and _places(program, program.after)) or units
     certain, possible, broken = set(), set(), False
     for k, (role, size) in enumerate(zip(program.roles, program.shape, strict=True)):
         (fewest, most), (_, later) = units[k], perhaps[k]

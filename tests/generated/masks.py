@@ -41,6 +41,9 @@ _FORMS: dict[str, Callable[[Any, Any], Any]] = {
     "not not m": lambda m, n: ~~m,
     "m and n": lambda m, n: m & n,
     "m or n": lambda m, n: m | n,
+    "not both": lambda m, n: ~(m & n),
+    "neither": lambda m, n: ~m & ~n,
+    "m, with n or without": lambda m, n: (m & n) | (m & ~n),
     "m of columns": lambda m, n: m.swapaxes(0, 1),
     "m from the end": lambda m, n: m[::-1],
 }
@@ -61,6 +64,9 @@ _MOVES: dict[str, Move] = {
     "flat, and folded": lambda y: y.reshape(-1, y.shape[-1]).reshape(y.shape),
     "flat, and folded the other way": lambda y: y.reshape(-1, y.shape[-1]).reshape(y.shape).transpose(1, 0, 2),
     "flat, and backwards": lambda y: y.reshape(-1, y.shape[-1])[::-1].reshape(y.shape),
+    "twice, and cut": lambda y: jnp.repeat(y, 2, 0)[1 : SIDE + 1],
+    "flat, twice, and cut": lambda y: jnp.repeat(y.reshape(-1, y.shape[-1]), 2, 0)[1 : SIDE**2 + 1].reshape(y.shape),
+    "up by one": lambda y: jnp.pad(y, ((0, 1), (0, 0), (0, 0)))[1:],
     "down by one": lambda y: jnp.pad(y, ((1, 0), (0, 0), (0, 0)))[:-1],
     "mean of rows": lambda y: jnp.broadcast_to(y.mean(0), y.shape),
     "last row": lambda y: jnp.broadcast_to(y[-1:], y.shape),
@@ -103,6 +109,17 @@ def _hidden(make: Maker, masks: list[Mask], made: Made, ways: Iterable[str] = _H
     return Made(f"{how.format(text)} of {made.text}", lambda args, w: _HIDES[how](mask(args), made.run(args, w)))
 
 
+def _sometimes(make: Maker, masks: list[Mask], made: Made) -> Made:
+    """Hidden in one case of a choice, or in some rows alone."""
+    (text, mask), hidden, rows = make.choice(masks), _hidden(make, masks, made), make.chance(0.3)
+
+    def run(args: Args, w: Any) -> Any:
+        x, y = made.run(args, w), hidden.run(args, w)
+        return jnp.concatenate([x[:1], y[1:]]) if rows else lax.cond(mask(args).ravel()[0], lambda: x, lambda: y)
+
+    return Made(f"{'rows' if rows else text}: {made.text} or {hidden.text}", run)
+
+
 def _shared(made: Made) -> Made:
     return Made(made.text, lambda args, w: _once(args, made.text, lambda: made.run(args, w)))
 
@@ -113,12 +130,14 @@ def _product(make: Maker, data: Made, part: int) -> Made:
 
 
 def _joined(make: Maker, masks: list[Mask], a: Made, b: Made) -> Made:
-    how, (text, mask) = make.choice(["+", "+", "+", "where", "cond"]), make.choice(masks)
+    how, (text, mask) = make.choice(["+"] * 5 + ["where", "cond", "where, both"]), make.choice(masks)
     if how == "+":
         return Made(f"({a.text} + {b.text})", lambda args, w: a.run(args, w) + b.run(args, w))
 
     def run(args: Args, w: Any) -> Any:
         m, x, y = mask(args), a.run(args, w), b.run(args, w)
+        if how == "where, both":
+            return jnp.where(m, x + x, x + y)
         return jnp.where(m, x, y) if how == "where" else lax.cond(m.ravel()[0], lambda: x, lambda: y)
 
     return Made(f"{how}({text}, {a.text}, {b.text})", run)
@@ -127,23 +146,23 @@ def _joined(make: Maker, masks: list[Mask], a: Made, b: Made) -> Made:
 def _in_a_loop(make: Maker, data: Made, masks: list[Mask]) -> Made:
     """All parts, one at a step: the data or the products are hidden, at each step by a mask of its own or by one."""
     own, (text, mask), move = make.index(2, 3, *make.choice(_SHAPES)), make.choice(masks), make.choice(_MOVES)
-    by_own, early, moves = make.chance(0.5), make.chance(0.5), make.chance(0.2)
+    by_own, early, moves, turns = make.chance(0.5), make.chance(0.5), make.chance(0.2), make.chance(0.2)
 
     def run(args: Args, w: Any) -> Any:
         x, one = data.run(args, w), mask(args)
 
         def step(y: Any, at: Any) -> Any:
-            m, w = at
+            m, w, t = at
             m = m > 0 if by_own else one
             new = (x * m) @ w if early else jnp.where(m, x @ w, 0)
+            new = new[(jnp.arange(SIDE) + t) % SIDE] if turns else new
             return y + (_MOVES[move](new) if moves else new), None
 
-        return lax.scan(step, jnp.zeros((SIDE, SIDE, OUTS)), (args[own][: len(w)], w))[0]
+        return lax.scan(step, jnp.zeros((SIDE, SIDE, OUTS)), (args[own][: len(w)], w, jnp.arange(len(w))))[0]
 
-    by = own if by_own else text
-    return Made(
-        f"[scan of {data.text}, {'data' if early else 'products'} hidden by {by}{', ' + move if moves else ''}]", run
-    )
+    by = f"{'data' if early else 'products'} hidden by {own if by_own else text}"
+    text = ", ".join([f"scan of {data.text}", by, *(["turned"] if turns else []), *([move] if moves else [])])
+    return Made(f"[{text}]", run)
 
 
 def draw(seed: int) -> Program:
@@ -156,6 +175,7 @@ def draw(seed: int) -> Program:
     data = [Made(x, lambda args, w, x=x: args[x]) for x in xs]
     hides = make.choice([0, 0.5, 1, 1])
     data = [_shared(_hidden(make, masks, x)) if make.chance(hides) else x for x in data]
+    data = [_shared(_sometimes(make, masks, x)) if make.chance(0.1) else x for x in data]
     order = make.shuffled(range(parts)) if parts > 1 else [0, 0]
     made = [_product(make, make.choice(data), part) for part in order]
     if make.chance(0.1):
