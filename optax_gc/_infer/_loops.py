@@ -20,7 +20,7 @@ from optax_gc._infer._facts import facts_of_choice
 from optax_gc._infer._masks import Case, Hiding, Mask, Tear
 from optax_gc._infer._maths import CHOSEN, HIDDEN
 from optax_gc._infer._names import CALLS
-from optax_gc._infer._values import NOTHING, Facts, Level, Value
+from optax_gc._infer._values import Facts, Level, Value
 from optax_gc._infer._views import Mark, View, flatten, marked, same
 from optax_gc._infer._walk import Rule, Walk
 
@@ -187,7 +187,8 @@ def _loop(
     counters = [_counter(body, len(consts), i, value, step, reverse) for i, value in enumerate(carry)]
     levels = [Level.DATA if value.level == Level.SCALED else value.level for value in carry]
     moved = [False] * len(carry)  # weights that do not come back as they went in
-    masked = [_mask(body, len(consts) + i, value.facts) for i, value in enumerate(carry)]
+    hides = [value.facts.masks for value in carry]  # what hides it at every step
+    anew = [False] * len(carry)  # whether that is another thing at each
     while True:
         said, inside, marks = walk.said(), [], []
         for value, counter, level, lost in zip(carry, counters, levels, moved, strict=True):
@@ -196,11 +197,11 @@ def _loop(
             if counter:
                 inside.append(Value(Level.CONST, known=counter))
             elif level == Level.DATA:
-                inside.append(Value(level, (marks[-1],), told=masked[len(inside)]))
+                inside.append(Value(level, (marks[-1],), told=Facts(masks=hides[len(inside)])))
             else:
                 inside.append(Value(level, () if lost else value.views, hidden=value.hidden))
         results = walk.jaxpr(body, [*consts, *inside, *xs])
-        before = [*levels, *moved, *masked]
+        before = [*levels, *moved, *anew]
         for i, (value, result) in enumerate(zip(carry, results, strict=False)):
             if counters[i]:
                 continue
@@ -208,9 +209,11 @@ def _loop(
             if risen == levels[i] == Level.WEIGHT:
                 moved[i] = moved[i] or not _come_back(value.views, result.views)
             levels[i] = risen
-            if masked[i] is NOTHING and risen == Level.DATA:
-                masked[i] = _mask(body, len(consts) + i, result.facts)
-        if before == [*levels, *moved, *masked]:
+            if risen == Level.DATA and not anew[i] and hides[i] != result.facts.masks:
+                anew[i] = True
+                alongs = [along for _, along in hides[i] | result.facts.masks]
+                hides[i] = frozenset([Hiding(Mask(), frozenset.intersection(*alongs))])
+        if before == [*levels, *moved, *anew]:
             break
         walk.take_back(said)
     sums = {mark.of for mark in marks if mark and isinstance(mark.of, Mark)}
@@ -223,6 +226,7 @@ def _loop(
     stacked = [
         dataclasses.replace(value, views=_without(walk, value.views, sums, leaks)) for value in results[len(carry) :]
     ]
+    same_ones = [*consts, *scanned, *(value for value, new in zip(carry, anew, strict=True) if not new)]
     outs = []
     for i, (value, result) in enumerate(zip(carry, results, strict=False)):
         if counters[i]:
@@ -233,20 +237,11 @@ def _loop(
         elif (mark := marks[i]) is None:
             outs.append(Value(levels[i], result.views, hidden=result.hidden))
         else:
-            views = _carried(
-                walk, value.views, mark, kept[i], [*consts, *scanned], step, mark.of in leaks, mark.of in added
-            )
-            outs.append(Value(Level.DATA, views, told=_mask(body, len(consts) + i, masked[i])))
+            views = _carried(walk, value.views, mark, kept[i], same_ones, step, mark.of in leaks, mark.of in added)
+            facts = Facts(masks=hides[i])
+            told = Facts(masks=facts.masks_after("returned")) if anew[i] else facts
+            outs.append(Value(Level.DATA, views, told=told))
     return [*outs, *stacked]
-
-
-def _mask(body: Any, i: int, facts: Facts) -> Facts:
-    """What is known of truth values, and of what masks hide, that a loop carries: at each step it may be another."""
-    is_bool = open_jaxpr(body).invars[i].aval.dtype == np.bool_
-    if not is_bool and not facts.masks:
-        return NOTHING
-    along = frozenset[int]() if is_bool else frozenset.intersection(*(along for _, along in facts.masks))
-    return Facts(masks=frozenset([Hiding(Mask(), along)]))
 
 
 def _without(walk: Walk, views: Sequence[View], sums: Set[Mark], leaks: set[Mark]) -> tuple[View, ...]:
@@ -284,7 +279,7 @@ def _carried(
       start: what the loop starts from.
       mark: what stands for the carry in the body.
       results: what the body makes of it.
-      outside: what the body is given besides its carry.
+      outside: what is given to the body, and hidden by the same at every step.
       step: the step of the loop.
       leaks: whether the carry is seen before the loop is over.
       added: whether it is seen in something else that the loop carries.

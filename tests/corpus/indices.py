@@ -893,6 +893,17 @@ PARTIAL = [
         w=w("b3 i5 o6"),
     ),
     case(
+        "a loop of layers that keep what is hidden",
+        lambda x, t, a, w: lax.scan(
+            lambda at, ws: ((lambda h: (h, at[1] + h @ ws[1]))(at[0] + tanh(at[0] @ ws[0])), None),
+            (x * (t > 0)[:, None], jnp.zeros((2, 6))),
+            (a, w),
+        )[0][1],
+        [_X, tokens(2)],
+        a=w("b3 i5 o5"),
+        w=w("i3 i5 o6"),
+    ),
+    case(
         "one of two products of one batch",
         lambda x, t, w: (lambda y: jnp.where(t[0] > 0, y[0], y[1]))(jax.vmap(jnp.matmul)(x, w)),
         [x_(2, 4, 5), tokens(2)],
