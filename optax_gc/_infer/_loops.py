@@ -226,7 +226,6 @@ def _loop(
     stacked = [
         dataclasses.replace(value, views=_without(walk, value.views, sums, leaks)) for value in results[len(carry) :]
     ]
-    same_ones = [*consts, *scanned, *(value for value, new in zip(carry, anew, strict=True) if not new)]
     outs = []
     for i, (value, result) in enumerate(zip(carry, results, strict=False)):
         if counters[i]:
@@ -237,7 +236,9 @@ def _loop(
         elif (mark := marks[i]) is None:
             outs.append(Value(levels[i], result.views, hidden=result.hidden))
         else:
-            views = _carried(walk, value.views, mark, kept[i], same_ones, step, mark.of in leaks, mark.of in added)
+            views = _carried(
+                walk, value.views, mark, kept[i], [*consts, *carry, *scanned], step, mark.of in leaks, mark.of in added
+            )
             facts = Facts(masks=hides[i])
             told = Facts(masks=facts.masks_after("returned")) if anew[i] else facts
             outs.append(Value(Level.DATA, views, told=told))
@@ -279,7 +280,7 @@ def _carried(
       start: what the loop starts from.
       mark: what stands for the carry in the body.
       results: what the body makes of it.
-      outside: what is given to the body, and hidden by the same at every step.
+      outside: what the body is given.
       step: the step of the loop.
       leaks: whether the carry is seen before the loop is over.
       added: whether it is seen in something else that the loop carries.

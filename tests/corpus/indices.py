@@ -551,16 +551,37 @@ _ALIKE = {
         lax.cond(on[0], lambda: x @ w[0], lambda: jnp.zeros((4, 6)))
         + lax.cond(on[0], lambda: x @ w[1], lambda: jnp.zeros((4, 6)))[::-1]
     ),
+    "some features of one of two": lambda x, on, w: (
+        jnp.concatenate([x[:, :2] * on[:, None], x[:, 2:]], 1) @ w[0] + x @ w[1]
+    ),
     "what two masks hide": lambda x, on, w: (lambda m: (lambda h: h @ w[0] + h @ w[1])(x * ~(on & m)[:, None]))(
         x[:, 0] > 0
     ),
-    "clipped": lambda x, on, w: (lambda h: h @ w[0] + h @ w[1])(jnp.clip(x * on[:, None], -1, 1)),
+    "clipped": lambda x, on, w: (lambda h: h @ w[0] + h @ w[1])(lax.clamp(-1.0, x * on[:, None], 1.0)),
     "elements, by one number": lambda x, on, w: (
         ((x[:, :, None] * w[0]) * on[0]).sum(1) + ((x[:, :, None] * w[1]) * on[0]).sum(1)
     ),
     "by one number": lambda x, on, w: x @ (w[0] * on[0]) + x @ (w[1] * on[0]),
     "pairs, backwards": _pairs(lambda a, b: a[::-1, ::-1] + b[::-1, ::-1]),
     "products hidden": lambda x, on, w: jnp.where(on[:, None], x @ w[0], 0) + jnp.where(on[:, None], x @ w[1], 0),
+}
+
+
+def _in_groups(x: jax.Array, w: jax.Array, features: int, batches: int = 1) -> jax.Array:
+    layout = ("NWC", "WIO", "NWC")
+    return lax.conv_general_dilated(x, w, (1,), "SAME", None, None, layout, features, batches)
+
+
+_ROWS = {
+    "groups of other sizes": _two(
+        lambda a, b: a.reshape(2, 4, 6)[1][np.array([0, 1])] + b.reshape(4, 2, 6)[1][np.array([0, 1])]
+    ),
+    "repeated in groups of other sizes": _two(
+        lambda a, b: (
+            jnp.broadcast_to(a.reshape(1, 2, 1, 4, 6), (2, 2, 2, 4, 6)).reshape(32, 6)[1:]
+            + jnp.broadcast_to(b.reshape(4, 1, 2, 6), (4, 4, 2, 6)).reshape(32, 6)[1:]
+        )
+    ),
 }
 # One mask, of which each product gets another form, or which hides each somewhere else.
 _IN_TURN = {
@@ -596,6 +617,14 @@ _IN_TURN = {
     "products hidden, one backwards": lambda x, on, w: (
         jnp.where(on[:, None], x @ w[0], 0) + jnp.where(on[:, None], x @ w[1], 0)[::-1]
     ),
+    "not both, at each step": lambda x, on, w: lax.fori_loop(
+        0, 2, lambda k, y: y + jnp.where((on & (x[:, k] > 0))[:, None], 0, x @ w[k]), jnp.zeros((4, 6))
+    ),
+    "not both of two pairs": lambda x, on, w: (
+        lambda m, n: (x * ~(on & m)[:, None]) @ w[0] + (x * ~(on & n)[:, None]) @ w[1]
+    )(x[:, 0] > 0, x[:, 1] > 0),
+    "summed up, and backwards": lambda x, on, w: (lambda h: h @ w[0] + h[::-1] @ w[1])(jnp.cumsum(x * on[:, None], 1)),
+    "a row written over": lambda x, on, w: x.at[0].set(x[0] * on[0]) @ w[0] + x @ w[1],
     "not both, and neither": lambda x, on, w: (
         lambda m: (x * ~(on & m)[:, None]) @ w[0] + (x * (~on & ~m)[:, None]) @ w[1]
     )(x[:, 0] > 0),
@@ -642,7 +671,7 @@ _IN_TURN = {
         lambda x: jnp.cumsum(x, 1)
     ),
     "clipped": lambda x, on, w: (lambda f: f(x * on[:, None]) @ w[0] + f(x * ~on[:, None]) @ w[1])(
-        lambda x: jnp.clip(x, -1, 1)
+        lambda x: lax.clamp(-1.0, x, 1.0)
     ),
     "written into zeros": lambda x, on, w: (lambda f: f(x * on[:, None]) @ w[0] + f(x * ~on[:, None]) @ w[1])(
         lambda x: jnp.zeros((5, 5)).at[1:].set(x)
@@ -659,6 +688,9 @@ _IN_TURN = {
         lambda k, at: (at[0] + at[1] @ w[k], x * (at[1][:, :1] > 0)),
         (jnp.zeros((4, 6)), x),
     )[0],
+    "numbers that a loop hides, and what is left of them": lambda x, on, w: (lambda y, h: y + h @ w[1])(
+        *lax.fori_loop(0, 2, lambda k, at: (at[0] + at[1] @ w[0], x * (at[1][:, :1] > 0)), (jnp.zeros((4, 6)), x))
+    ),
     "outputs of elements": lambda x, on, w: (lambda x, m: ((x * m) * w[0]).sum(1) + ((x * ~m) * w[1]).sum(1))(
         jnp.stack([x] * 6, 2), (x[:, :1] > jnp.arange(6))[:, None]
     ),
@@ -679,18 +711,6 @@ _IN_TURN = {
             jnp.where(m, jnp.pad(a, ((0, 1), (0, 0))), 0)[:-1] + jnp.where(m, jnp.pad(b, ((1, 0), (0, 0))), 0)[1:]
         )
     )(x @ w[0], x @ w[1], jnp.pad(on, (0, 1))[:, None]),
-    "products of groups, reshaped": lambda x, on, w: _two(
-        lambda a, b: (
-            jnp.repeat(a, 2, 0).reshape(2, 4, 6)[1][np.array([0, 1])]
-            + jnp.repeat(b, 2, 0).reshape(4, 2, 6)[1][np.array([0, 1])]
-        )
-    )(x, on, w),
-    "products repeated in two ways, flat, and cut": _two(
-        lambda a, b: (
-            jnp.repeat(jnp.repeat(a.reshape(2, 1, 2, 6), 2, 1), 4, 2).reshape(32, 6)[1:]
-            + jnp.repeat(jnp.repeat(b.reshape(4, 1, 1, 6), 4, 1), 2, 2).reshape(32, 6)[1:]
-        )
-    ),
     "a row at each step": lambda x, on, w: lax.fori_loop(
         0,
         2,
@@ -948,6 +968,12 @@ PARTIAL = [
         w=alone("2 5 6"),
     ),
     case(
+        "both of two products, or twice one",
+        lambda x, t, w: (lambda y, z: jnp.where(t[:, None] > 0, y + z, y + y))(x @ w[0], x @ w[1]),
+        [_X, tokens(2)],
+        w=alone("2 5 6"),
+    ),
+    case(
         "one of two products in each row, and a row that the data choose",
         lambda x, t, w: jnp.where(t[:, None] > 0, x @ w[0], x @ w[1])[t],
         [_X, tokens(2)],
@@ -1172,6 +1198,40 @@ HARD = [
         lambda x, w: lax.fori_loop(0, 4, lambda k, y: y + (jnp.sin(jnp.arange(6.0) + 2 * k) > 0) * (x @ w[k]), _ZEROS),
         _X,
         w=alone("4 5 6"),
+    ),
+    *spelled("hidden in turn, row by row", _ROWS, [x_(8, 5), x_(8, dtype=jnp.bool_)], w=w("b2 i5 o6")),
+    case(
+        "hidden in turn, a late factor of a bilinear form",
+        lambda x, y, on, w: (
+            jnp.einsum("bi,ijo,bj->bo", x, w[0], y * on[:, None])
+            + jnp.einsum("bi,ijo,bj->bo", x, w[1], y * ~on[:, None])
+        ),
+        [x_(4, 40), x_(4, 3), x_(4, dtype=jnp.bool_)],
+        w=w("b2 i40 i3 o2"),
+    ),
+    case(
+        "hidden in turn, channels with multipliers",
+        lambda x, on, w: (lambda x: _in_groups(x, w[0, ..., :8], 4)[..., :4] + _in_groups(x, w[1], 4)[..., :4])(x * on),
+        [x_(2, 5, 4), x_(4, dtype=jnp.bool_)],
+        w=alone("2 3 1 12"),
+    ),
+    case(
+        "hidden in turn, groups of examples",
+        lambda x, on, w: (lambda x: _in_groups(x, w[0], 1, 2) + _in_groups(x, w[1, ..., ::-1], 1, 2)[..., ::-1])(
+            x * on[:, None, None]
+        ),
+        [x_(4, 5, 3), x_(4, dtype=jnp.bool_)],
+        w=alone("2 3 3 6"),
+    ),
+    case(
+        "hidden in turn, pairs of three axes",
+        lambda x, on, w: (
+            lambda a, b: (
+                jnp.repeat(a[:, None], 2, 1).reshape(8, 2, 6)[1:] + jnp.repeat(b[:, None], 2, 1).reshape(8, 2, 6)[1:]
+            )
+        )((x * on[..., None]) @ w[0], ((x * on[..., None]) @ w[1]).swapaxes(1, 2)),
+        [x_(2, 2, 2, 5), x_(2, 2, 2, dtype=jnp.bool_)],
+        w=w("b2 i5 o6"),
     ),
     *spelled("hidden in turn", _IN_TURN, [x_(4, 5), x_(4, dtype=jnp.bool_)], w=w("b2 i5 o6")),
     *spelled(
