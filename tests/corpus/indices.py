@@ -583,6 +583,21 @@ _ROWS = {
         )
     ),
 }
+
+
+def _on_devices(f: Any, *out: P) -> Any:
+    """Each device has half of the rows."""
+    return lambda x, on, w: sharded(f, (P("model"), P("model"), P()), out)(x, on, w)
+
+
+_DEVICES = {
+    "a half of one, and the other of another": lambda x, on, w: (lambda a, b: a[:2] + b[2:])(
+        *_on_devices(lambda x, on, w: tuple((x * on[:, None]) @ w[k] for k in (0, 1)), P("model"), P("model"))(x, on, w)
+    ),
+    "one, and the sum of the other": _on_devices(
+        lambda x, on, w: ((x * on[:, None]) @ w[0] + lax.psum((x * on[:, None]) @ w[1], "model"),), P("model")
+    ),
+}
 # One mask, of which each product gets another form, or which hides each somewhere else.
 _IN_TURN = {
     "not": lambda x, on, w: (x * on[:, None]) @ w[0] + (x * ~on[:, None]) @ w[1],
@@ -1200,6 +1215,13 @@ HARD = [
         w=alone("4 5 6"),
     ),
     *spelled("hidden in turn, row by row", _ROWS, [x_(8, 5), x_(8, dtype=jnp.bool_)], w=w("b2 i5 o6")),
+    case(
+        "sums over devices of one of two products",
+        _on_devices(lambda x, on, w: (lax.psum(jnp.where(on[:, None], x @ w[0], x @ w[1]), "model"),), P()),
+        [x_(4, 5), x_(4, dtype=jnp.bool_)],
+        w=alone("2 5 6"),
+    ),
+    *spelled("hidden in turn, on devices", _DEVICES, [x_(4, 5), x_(4, dtype=jnp.bool_)], w=w("b2 i5 o6")),
     case(
         "hidden in turn, a late factor of a bilinear form",
         lambda x, y, on, w: (
