@@ -260,7 +260,7 @@ def conv_general_dilated(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Seq
             summed_over = [t for t, k in zip(numbers.lhs_spec[1:], inputs, strict=True) if eqn.shapes[1][k] > 1]
             axes = {t: placed.axes[o] for t, o in zip(numbers.lhs_spec, numbers.out_spec, strict=True)}
             hidden = hidden_by(data, summed_over, axes)
-            moved = (*eqn.shapes, repr(eqn.eqn.params))
+            moved = repr(eqn.eqn.params)
             torn = view.torn | {tear.then(eqn if eqn["batch_group_count"] > 1 else moved) for tear in hidden}
             views.append(walk.start(placed, torn=torn, summed=summed, shared=shares, use=use))
     return [Value(Level.DATA, tuple(views))]
