@@ -771,6 +771,15 @@ _IN_TURN = {
     "every other product, and the first half": lambda x, on, w: (
         lambda x: _line(x, w[0], 2) + _line(x, w[1], 1)[:, :, :2]
     )((x * on[:, None]).T[None]),
+    "rows that the data choose": lambda x, on, w: _two(
+        lambda a, b: a[x[0, 0].astype(jnp.int32)] + b[x[0, 1].astype(jnp.int32)]
+    )(x, on, w),
+    "products in two buffers": lambda x, on, w: _two(
+        lambda a, b: (
+            lax.dynamic_update_slice(jnp.zeros((5, 6)), a, (x[0, 0].astype(jnp.int32), 0))[0]
+            + lax.dynamic_update_slice(jnp.zeros((5, 6)), b, (x[0, 1].astype(jnp.int32), 0))[0]
+        )
+    )(x, on, w),
     "products in a buffer, and the mean": lambda x, on, w: _two(
         lambda a, b: a.mean(0) + lax.dynamic_update_slice(jnp.zeros((5, 6)), b, (x[0, 0].astype(jnp.int32), 0))[0]
     )(x, on, w),
