@@ -209,6 +209,8 @@ def _arithmetic(name: str, facts: list[Facts], constant: Sequence[bool] = (False
 def _moved(eqn: Equation, ins: Sequence[Value]) -> Facts:
     """Along an axis that moves, a value is what it was along the axes that are now on it."""
     facts = ins[0].facts
+    if 0 in (*eqn.shapes[0], *eqn.out):
+        return NOTHING
     axes = tuple(blank(size) for size in eqn.shapes[0])
     probe = View(Mark(), axes, tuple(Named(axis.dims, np.broadcast_to(0, axis.inner)) for axis in axes))
     try:

@@ -1496,6 +1496,14 @@ ALONE = [
         w=w("i5 o6"),
     ),
     _case("shift of every row", lambda x, s, w: x @ (s[:, None] + w), _WIDE, s=alone("5"), w=w("i5 o6")),
+    _case(
+        "empty piece of masked data",
+        lambda x, w: (lambda h: jnp.concatenate([h[:, :0].reshape(*h.shape[:-1], 1, 0)[..., 0, :], h], -1) @ w)(
+            x * (x > 0)
+        ),
+        _WIDE,
+        w=w("i5 o6"),
+    ),
     _case("empty leaf", lambda x, w, none: x @ w + none.sum(), _WIDE, w=w("i5 o6"), none=alone("0 3")),
     _case("axes of size one", lambda x, w: x @ w, x_(2, 1), w=alone("1 1")),
     _case("scalar params", lambda x, a, b: a * x + b, _WIDE, a=alone(""), b=alone("")),
