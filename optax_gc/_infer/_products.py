@@ -9,7 +9,6 @@ import numpy as np
 
 from optax_gc._infer._arrays import Axis, Dim, blank, size_of
 from optax_gc._infer._equation import Equation
-from optax_gc._infer._masks import Tear
 from optax_gc._infer._values import GONE, Level, Value, hidden_by
 from optax_gc._infer._views import Param, Tier, Use, View, flatten
 from optax_gc._infer._walk import Rule, Walk, unknown
@@ -61,8 +60,7 @@ def _contraction(
         for view in value.views:
             placed = _placed(eqn, view, sides, k)
             if view.product:
-                hidden = hidden_by(other, sides[1 - k].contracted, _places(placed, sides, k))
-                grown = _same_einsum(walk, eqn, view, placed, sides[k], other, hidden)
+                grown = _same_einsum(walk, eqn, view, placed, sides, k, other)
                 if grown is None and other.level <= Level.NOISE and _mixes_outputs(walk, view, sides[k]):
                     grown = placed
                 views += [grown] if grown else []
@@ -176,16 +174,17 @@ def _mixes_outputs(walk: Walk, view: View, side: _Side) -> bool:
 
 
 def _same_einsum(
-    walk: Walk, eqn: Equation, view: View, placed: View, side: _Side, other: Value, hidden: frozenset[Tear]
+    walk: Walk, eqn: Equation, view: View, placed: View, sides: Sequence[_Side], k: int, other: Value
 ) -> View | None:
     """One `einsum` of several operands is one product, in whatever order sizes make it contract."""
-    inputs = view.on(side.contracted) & view.varying()
+    inputs = view.on(sides[k].contracted) & view.varying()
     if view.use is None or not inputs or other.level < Level.SCALED:
         return None
     if not _one_call(walk, eqn.eqn, view.use.trail[0]):
         return None
     walk.ended[view.use] = None
-    return walk.start(placed, torn=placed.torn | hidden, summed=view.summed | inputs)
+    torn = placed.torn | hidden_by(other, sides[1 - k].contracted, _places(placed, sides, k))
+    return walk.start(placed, torn=torn, summed=view.summed | inputs)
 
 
 def _one_call(walk: Walk, eqn: Any, earlier: Any) -> bool:
