@@ -209,15 +209,15 @@ def _arithmetic(name: str, facts: list[Facts], constant: Sequence[bool] = (False
 def _moved(eqn: Equation, ins: Sequence[Value]) -> Facts:
     """Along an axis that moves, a value is what it was along the axes that are now on it."""
     facts = ins[0].facts
+    padding = all(value.facts.zero for value in ins[1:])
     if 0 in (*eqn.shapes[0], *eqn.out):
-        return NOTHING
+        return Facts(zero=0 in eqn.out or padding)
     axes = tuple(blank(size) for size in eqn.shapes[0])
     probe = View(Mark(), axes, tuple(Named(axis.dims, np.broadcast_to(0, axis.inner)) for axis in axes))
     try:
         moved = MOVES[eqn.name](eqn, probe)
     except UnfollowedError:
         return NOTHING
-    padding = all(value.facts.zero for value in ins[1:])
     if moved is None:
         return Facts(zero=padding)
     behind = [moved.along(set(axis.dims)) for axis in moved.axes]
