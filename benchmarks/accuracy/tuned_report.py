@@ -130,7 +130,7 @@ def tables(results):
     tuned = [r for r in finals if not r.name.startswith("why")]
     if tuned:
         made["summary"] = summary(tuned)
-    # Of scenes there are few seeds, and their scores differ by more than a point. At an edge, the range is cut off.
+    # A rate of scenes has two seeds, whose scores differ by more than a point. At an edge, the range is cut off.
     wide = [r for r in results if r.name.startswith(("tuned", "fine")) and not r.at_edge("none")]
     made["range"] = pd.DataFrame(
         [
