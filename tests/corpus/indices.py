@@ -204,6 +204,20 @@ _INDEXED: dict[str, tuple[Any, Any, str]] = {
         _X,
         "o6 i5",
     ),
+    "rows cut from a flat kernel in two": (
+        lambda x, w: jnp.concatenate(
+            [sum(x[:, k : k + 1] * w.ravel()[6 * k + a : 6 * k + b] for k in range(5)) for a, b in ((0, 2), (2, 6))], 1
+        ),
+        _X,
+        "i5 o6",
+    ),
+    "rows cut from a flat kernel of three axes": (
+        lambda x, w: sum(
+            x[:, k : k + 1] @ w.ravel()[6 * k : 6 * k + 6].reshape(2, 3)[i : i + 1] for k in range(5) for i in range(2)
+        ),
+        _X,
+        "i5 i2 o3",
+    ),
     "rows by a switch": (
         lambda x, w: (
             x @ w[jax.vmap(lambda i: lax.switch(i, [lambda i, k=k: 0 * i + k for k in _PERMUTATION], i))(_FIVE)]
@@ -1224,6 +1238,18 @@ HARD = [
         w=alone("4 5 6"),
     ),
     *spelled("hidden in turn, row by row", _ROWS, [x_(8, 5), x_(8, dtype=jnp.bool_)], w=w("b2 i5 o6")),
+    case(
+        "parts side by side that an fft adds up",
+        lambda x, w: jnp.fft.fft(jnp.concatenate([x @ w[0], tanh(x) @ w[1]], 1)).real,
+        _X,
+        w=alone("2 5 6"),
+    ),
+    case(
+        "one part or the other, which an fft adds up",
+        lambda x, w: jnp.fft.fft(jnp.where(np.arange(6) < 2, x @ w[0], tanh(x) @ w[1])).real,
+        _X,
+        w=alone("2 5 6"),
+    ),
     case(
         "sums over devices of one of two products",
         _on_devices(lambda x, on, w: (lax.psum(jnp.where(on[:, None], x @ w[0], x @ w[1]), "model"),), P()),
