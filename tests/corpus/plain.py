@@ -144,6 +144,15 @@ def _dense_vjp(x: jax.Array, kernel: jax.Array) -> jax.Array:
 _dense_vjp.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), lambda saved, g: (g @ saved[1].T, saved[0].T @ g))
 
 
+@jax.custom_vjp
+def _dense_stopped(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A forward pass whose own gradient is never asked for."""
+    return lax.stop_gradient(x @ kernel)
+
+
+_dense_stopped.defvjp(_dense_vjp.fwd, _dense_vjp.bwd)
+
+
 @jax.custom_jvp
 def _clipped(kernel: jax.Array) -> jax.Array:
     return jnp.clip(kernel, -1.0, 1.0)
@@ -211,6 +220,10 @@ _USED = {
     "clipped, custom_jvp": (lambda x, w: x @ _clipped(w), "i5 o6"),
     "product in a custom_vjp": (lambda x, w: _dense_vjp(x, w), "i5 o6"),
     "reduced precision": (lambda x, w: x @ lax.reduce_precision(w, 5, 10), "i5 o6"),
+    "stopped in a custom_vjp, beside a use without gradient": (
+        lambda x, w: _dense_stopped(x, w) + lax.stop_gradient(x @ w.T),
+        "i5 o5",
+    ),
     "stop_gradient": (lambda x, w: x @ lax.stop_gradient(w), "i5 o6"),
     "optimization_barrier": (lambda x, w: x @ lax.optimization_barrier(w), "i5 o6"),
     "checkpoint_name": (lambda x, w: x @ ad_checkpoint.checkpoint_name(w, "kernel"), "i5 o6"),
