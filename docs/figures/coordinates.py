@@ -13,8 +13,9 @@ from themes import Theme, save
 
 from optax_gc import infer_axes
 from optax_gc._infer._api import RULES
+from optax_gc._infer._uses import Param
 from optax_gc._infer._values import Level, Value
-from optax_gc._infer._views import Param, View, stored
+from optax_gc._infer._views import View, stored
 from optax_gc._infer._walk import Walk
 
 LAYERS, WIDTH, HEADS, HEAD = 2, 4, 2, 2

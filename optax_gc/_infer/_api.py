@@ -17,8 +17,9 @@ from optax_gc._infer._arrays import LIMIT
 from optax_gc._infer._decide import decide, votes_of
 from optax_gc._infer._masks import Hiding, Mask
 from optax_gc._infer._source import source_line
+from optax_gc._infer._uses import Param
 from optax_gc._infer._values import NOTHING, Facts, Level, Value
-from optax_gc._infer._views import Param, stored
+from optax_gc._infer._views import stored
 from optax_gc._infer._walk import Walk
 
 RULES = {

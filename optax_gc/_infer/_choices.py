@@ -9,8 +9,9 @@ from optax_gc._infer._constants import Constant
 from optax_gc._infer._equation import Equation
 from optax_gc._infer._masks import Case, Mask, Tear, across
 from optax_gc._infer._maths import cheap_numbers, combined, placed
+from optax_gc._infer._uses import Mark, Param
 from optax_gc._infer._values import Level, Value, level_of
-from optax_gc._infer._views import Mark, Param, View, hole, same
+from optax_gc._infer._views import View, hole, same
 from optax_gc._infer._walk import Rule, Walk
 
 FORMS = "one of several forms of it is chosen"

@@ -54,7 +54,7 @@ ON_NUMBERS: dict[str, Callable[..., Any]] = {
     "select_n": _select,
 }
 _FOLDABLE = frozenset({*ON_NUMBERS, *ELEMENTWISE, *SAME, *LAYOUT, *REDUCTIONS, *NONLINEAR, *FOLDED})
-_KINDS = "iubf"
+KINDS = "iubf"
 _CHEAP = frozenset({*ON_NUMBERS, "iota", "broadcast_in_dim", "squeeze", "expand_dims", "concatenate"})
 # Each level is a call, and Python's stack is finite.
 _DEPTH = 200
@@ -79,8 +79,8 @@ class Constant:
     ):
         self._function, self._operands = function, tuple(operands)
         self.cheap: bool = cheap and all(operand.cheap for operand in self._operands)
-        self.loops = frozenset(loops).union(*(operand.loops for operand in self._operands))
-        self.depth: int = 1 + max((operand.depth for operand in self._operands), default=0)
+        self.loops = frozenset(loops).union(*[operand.loops for operand in self._operands])
+        self.depth: int = 1 + max([operand.depth for operand in self._operands], default=0)
         self._memo: dict[tuple[int, ...], np.ndarray] = {}
 
     def at(self, steps: Mapping[Dim, int]) -> np.ndarray:
@@ -128,9 +128,10 @@ def step_of(loop: Dim) -> Constant:
 
 def folded(eqn: Any, operands: Iterable[Constant], result: int) -> Constant | None:
     """The result of an operation on constants, or None where it is none that can be carried out here."""
-    if eqn.primitive.name not in _FOLDABLE or jnp.issubdtype(eqn.outvars[result].aval.dtype, jax.dtypes.extended):
+    name, dtype = eqn.primitive.name, eqn.outvars[result].aval.dtype
+    if name not in _FOLDABLE or not isinstance(dtype, np.dtype):
         return None
-    cheap = eqn.primitive.name in _CHEAP and eqn.outvars[result].aval.dtype.kind in _KINDS
+    cheap = name in _CHEAP and dtype.kind in KINDS
     constant = Constant(lambda _, *values: fold(eqn, values, result), operands, cheap=cheap)
     return constant if constant.depth < _DEPTH else None
 
@@ -142,7 +143,7 @@ def fold(eqn: Any, values: Iterable[np.ndarray], result: int = 0) -> np.ndarray:
         raise UnfollowedError("is indexed by a large constant")
     # Out of range, XLA saturates.
     saturates = name == "convert_element_type" and values[0].dtype.kind == "f" and aval.dtype.kind in "iu"
-    if name in ON_NUMBERS and all(value.dtype.kind in _KINDS for value in values) and not saturates:
+    if name in ON_NUMBERS and all(value.dtype.kind in KINDS for value in values) and not saturates:
         with np.errstate(all="ignore"):
             return np.broadcast_to(ON_NUMBERS[name](*values), aval.shape).astype(aval.dtype)
     if name == "concatenate":

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from optax_gc._axes import WeightAxes
 from optax_gc._infer._judge import judge
 from optax_gc._infer._names import short
-from optax_gc._infer._views import Param, Tier
+from optax_gc._infer._uses import Param, Tier
 from optax_gc._infer._walk import Group, Walk
 
 # A constant may be the input of a weight, or a fixed transform that makes the weight out of a parameter. A backward

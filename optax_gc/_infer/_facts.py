@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,8 +13,9 @@ from optax_gc._infer._equation import Equation, Shape, shape_of
 from optax_gc._infer._layout import MOVES
 from optax_gc._infer._masks import Hiding, Mask
 from optax_gc._infer._names import ELEMENTWISE, KEEP_ZERO, SAME
+from optax_gc._infer._uses import Mark
 from optax_gc._infer._values import GONE, NOTHING, Facts, Level, Value, level_of
-from optax_gc._infer._views import Mark, View
+from optax_gc._infer._views import View
 
 _ARITHMETIC = frozenset({*ELEMENTWISE, "add", "sub", "mul", "div", "select_n"})
 _KEEP_ZERO = KEEP_ZERO | {"div"}
@@ -33,7 +33,7 @@ def may_have_facts(eqn: Any, ins: Sequence[Value]) -> bool:
     name = eqn.primitive.name
     if name in _SOURCES or any(value.told is not NOTHING for value in ins):
         return True
-    return eqn.outvars[0].aval.dtype == np.bool_ if eqn.outvars and name in _ARITHMETIC else False
+    return name in _ARITHMETIC and eqn.outvars[0].aval.dtype == np.bool_
 
 
 def facts_after(eqn: Any, ins: Sequence[Value], result: int) -> Facts:
@@ -53,7 +53,7 @@ def facts_after(eqn: Any, ins: Sequence[Value], result: int) -> Facts:
         masks = frozenset([Hiding(Mask(), found.flat)])
     if masks:
         single = {t for t, size in enumerate(aval.shape) if size == 1}
-        return dataclasses.replace(found, masks=frozenset(Hiding(by, along | single) for by, along in masks))
+        return found._replace(masks=frozenset(Hiding(by, along | single) for by, along in masks))
     return found
 
 
@@ -137,8 +137,10 @@ def _gone(facts: Facts) -> frozenset[int]:
 def _spread(facts: Facts, shape: Shape, out: Shape) -> Facts:
     """The facts after an implicit broadcast: along an axis that it is broadcast along, an operand is flat."""
     stretched = {t for t, size in enumerate(out) if not shape or shape[t] != size}
+    if not stretched:
+        return facts
     masks = frozenset(Hiding(by, along | stretched) for by, along in facts.masks)
-    return dataclasses.replace(facts, flat=facts.flat | stretched, masks=masks)
+    return facts._replace(flat=facts.flat | stretched, masks=masks)
 
 
 def _shorter(before: Shape, after: Shape) -> set[int]:
@@ -163,7 +165,7 @@ def facts_of_choice(which: Value, cases: Sequence[Value], rank: int) -> Facts:
     """What is known of a result of which one case is chosen as a whole."""
     facts = _spread(which.facts, (), (1,) * rank)
     if which.level == Level.DATA and not facts.masks:
-        facts = dataclasses.replace(facts, masks=frozenset([Hiding(Mask(), frozenset(range(rank)))]))
+        facts = facts._replace(masks=frozenset([Hiding(Mask(), frozenset(range(rank)))]))
     return _arithmetic("select_n", [facts, *(case.facts for case in cases)])
 
 
@@ -212,24 +214,40 @@ def _moved(eqn: Equation, ins: Sequence[Value]) -> Facts:
     padding = all(value.facts.zero for value in ins[1:])
     if 0 in (*eqn.shapes[0], *eqn.out):
         return Facts(zero=0 in eqn.out or padding)
-    axes = tuple(blank(size) for size in eqn.shapes[0])
-    probe = View(Mark(), axes, tuple(Named(axis.dims, np.broadcast_to(0, axis.inner)) for axis in axes))
-    try:
-        moved = MOVES[eqn.name](eqn, probe)
-    except UnfollowedError:
-        return NOTHING
-    if moved is None:
-        return Facts(zero=padding)
-    behind = [moved.along(set(axis.dims)) for axis in moved.axes]
+    behind, padded = _permuted(eqn), [False] * len(eqn.out)
+    if behind is None:
+        axes = tuple(blank(size) for size in eqn.shapes[0])
+        probe = View(Mark(), axes, tuple(Named(axis.dims, np.broadcast_to(0, axis.inner)) for axis in axes))
+        try:
+            moved = MOVES[eqn.name](eqn, probe)
+        except UnfollowedError:
+            return NOTHING
+        if moved is None:
+            return Facts(zero=padding)
+        behind = [moved.along(set(axis.dims)) for axis in moved.axes]
+        padded = [axis.padded for axis in moved.axes]
     cut = math.prod(eqn.out) < math.prod(eqn.shapes[0])
     return Facts(
-        frozenset(t for t, axis in enumerate(moved.axes) if behind[t] <= facts.flat and not axis.padded),
+        frozenset(t for t, on in enumerate(behind) if on <= facts.flat and not padded[t]),
         frozenset(t for t, on in enumerate(behind) if on & facts.hot) | (_gone(facts) if cut else facts.hot & {GONE}),
         frozenset(t for t, on in enumerate(behind) if on & facts.cold),
         frozenset(t for t, on in enumerate(behind) if on and on <= facts.distinct),
         _masks_moved(eqn, facts, behind),
         zero=facts.zero and padding,
     )
+
+
+def _permuted(eqn: Equation) -> list[frozenset[int]] | None:
+    """The axes that are on each axis of the result, where that is read off at once."""
+    if eqn.name == "transpose":
+        return [frozenset([t]) for t in eqn["permutation"]]
+    if eqn.name != "broadcast_in_dim":
+        return None
+    behind = [frozenset[int]() for _ in eqn.out]
+    for t, place in enumerate(eqn["broadcast_dimensions"]):
+        if eqn.shapes[0][t] == eqn.out[place]:
+            behind[place] = frozenset([t])
+    return behind
 
 
 def _masks_moved(eqn: Equation, facts: Facts, behind: Sequence[frozenset[int]]) -> frozenset[Hiding]:

@@ -16,7 +16,8 @@ from optax_gc._infer._arrays import Dim, Dims, UnfollowedError, in_order, region
 from optax_gc._infer._constants import Constant
 from optax_gc._infer._masks import Case, Mask, Tear
 from optax_gc._infer._maths import CHOSEN, HIDDEN
-from optax_gc._infer._views import Param, View, by_place
+from optax_gc._infer._uses import Param
+from optax_gc._infer._views import View, by_place
 from optax_gc._infer._walk import ELEMENT
 
 # Stored entries of all units, where they have to be listed one by one.
@@ -110,8 +111,10 @@ def _hidden_alike(views: Sequence[View]) -> bool:
 
 
 def _judged(views: Sequence[View], param: Param) -> Verdict | None:
-    places: dict[tuple[int, int], Dim] = {}
     try:
+        if len(views) == 1:
+            return _Judge(param.shape, views[0].visible()).verdict([_trimmed(views[0])])
+        places: dict[tuple[int, int], Dim] = {}
         views = [_trimmed(by_place(view, places)) for view in views]
         return _Judge(param.shape, set(places.values())).verdict(views)
     except UnfollowedError as unfollowed:
@@ -144,6 +147,8 @@ class _Judge:
             return None
         if any(not view.summed.isdisjoint(dims) for view in views for _, dims in view.picks):
             return Verdict(None, CHOSEN)
+        if len(views) == 1:
+            return self._roles(views, self._inputs(views))
         if len(parts := _classes(views, lambda view: view.imaginary)) > 1:
             return _agreed(map(self.verdict, parts), "its real and imaginary parts are used differently")
         if len(views) > len({view.use for view in views}):

@@ -20,8 +20,9 @@ from optax_gc._infer._facts import facts_of_choice
 from optax_gc._infer._masks import Case, Hiding, Mask, Tear
 from optax_gc._infer._maths import CHOSEN, HIDDEN
 from optax_gc._infer._names import CALLS
+from optax_gc._infer._uses import Mark
 from optax_gc._infer._values import Facts, Level, Value
-from optax_gc._infer._views import Mark, View, flatten, marked, same
+from optax_gc._infer._views import View, flatten, marked, same
 from optax_gc._infer._walk import Rule, Walk
 
 # Steps of a loop whose counter is run to see what it counts.

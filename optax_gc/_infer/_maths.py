@@ -16,8 +16,9 @@ from optax_gc._infer._equation import Equation
 from optax_gc._infer._layout import aligned
 from optax_gc._infer._masks import Tear
 from optax_gc._infer._names import ELEMENTWISE, NONLINEAR, REDUCTIONS, SAME, short
+from optax_gc._infer._uses import Mark, Param, Use
 from optax_gc._infer._values import GONE, Level, Value, has_met_data, joined, level_of
-from optax_gc._infer._views import Mark, Param, Use, View, hole, same
+from optax_gc._infer._views import View, hole, same
 from optax_gc._infer._walk import ELEMENT, Rule, Walk
 
 CHOSEN = "parts that the data choose are added up"
@@ -94,7 +95,8 @@ def mul(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     views: list[View] = []
     for value, other, shape, other_shape in ((a, b, *eqn.shapes), (b, a, *reversed(eqn.shapes))):
         if value.level == Level.DATA and other.level > Level.NOISE:
-            walk.close(value.views)
+            along = _varies_along(other, other_shape)
+            walk.read_by_data(value.views, [t for t in range(len(shape)) if along and t not in along])
         elif has_met_data(other):
             views += _scaled(walk, eqn, value, other, shape, other_shape)
         else:
@@ -110,7 +112,7 @@ def _scaled(
     if value.level == Level.SCALED and _several(value):
         walk.close(value.views)
         return []
-    along = [t for t, size in enumerate(factor) if size > 1 and t not in other.facts.flat]
+    along = _varies_along(other, factor)
     views = []
     for view in placed(value, shape, eqn.out):
         torn = {hiding.on(dict(enumerate(view.axes[: len(factor)]))) for hiding in other.facts.masks}
@@ -119,6 +121,10 @@ def _scaled(
     # A factor that is zero but for one position looks up.
     hot = other.facts.hot
     return [view.replace(bent=view.bent or not hot.isdisjoint({*view.spans(), GONE})) for view in views]
+
+
+def _varies_along(factor: Value, shape: tuple[int, ...]) -> list[int]:
+    return [t for t, size in enumerate(shape) if size > 1 and t not in factor.facts.flat]
 
 
 def _holed(value: Value, shape: tuple[int, ...], factor: Value, size: int, out: tuple[int, ...]) -> Value:

@@ -13,8 +13,9 @@ import numpy as np
 from optax_gc._infer._arrays import Axis, Dim, Dims, Named, blank
 from optax_gc._infer._equation import Equation
 from optax_gc._infer._layout import MOVES
+from optax_gc._infer._uses import Mark, Param
 from optax_gc._infer._values import Level, Value, level_of
-from optax_gc._infer._views import Mark, Param, View, cut, drop, flatten, pad
+from optax_gc._infer._views import View, cut, drop, flatten, pad
 from optax_gc._infer._walk import Rule, Walk, unknown
 
 PART = "a part that the data choose"

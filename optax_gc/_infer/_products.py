@@ -9,12 +9,12 @@ import numpy as np
 
 from optax_gc._infer._arrays import Axis, Dim, blank, size_of
 from optax_gc._infer._equation import Equation
+from optax_gc._infer._uses import Param, Tier, Use
 from optax_gc._infer._values import GONE, Level, Value, hidden_by
-from optax_gc._infer._views import Param, Tier, Use, View, flatten
-from optax_gc._infer._walk import Rule, Walk, unknown
+from optax_gc._infer._views import View, flatten
+from optax_gc._infer._walk import BY_PARAMETER, Rule, Walk, unknown
 
 ACTS_AS_DATA = "acts as data"
-BY_PARAMETER = "multiplied by another parameter before it meets the data"
 BY_CONSTANT = "multiplied by a constant before it meets the data"
 ALONG_INPUTS = "scaled by data along its inputs"
 
@@ -52,7 +52,7 @@ def _contraction(
         taken = (*contracted[k], *batch[k], *groups[k])
         free = tuple(t for t in range(len(eqn.shapes[k])) if t not in taken)
         sides.append(_Side(tuple(contracted[k]), tuple(batch[k]), tuple(groups[k]), free))
-    ins = _activations(walk, eqn, ins, sides)
+    ins, repeated = _activations(walk, eqn, ins, sides)
     views, met = [], False
     is_weight = [_is_weight(ins[k], ins[1 - k]) for k in (0, 1)]
     for k, value in enumerate(ins):
@@ -85,10 +85,12 @@ def _contraction(
                 walk.refuse([view], reason)
             else:
                 met, fixed = True, other.level <= Level.NOISE and walk.captured == Level.CONST
+                places = _places(placed, sides, k)
                 views.append(
                     walk.start(
                         placed,
-                        torn=view.torn | hidden_by(other, sides[1 - k].contracted, _places(placed, sides, k)),
+                        torn=view.torn | hidden_by(other, sides[1 - k].contracted, places),
+                        repeated=frozenset(dim for t in repeated for dim in places[t].dims),
                         summed=view.summed | view.on(sides[k].contracted),
                         shared=view.shared | view.on((*sides[k].batch, *sides[k].groups)),
                         use=Use(walk.tier(view, other.level), walk.trail, fixed=fixed),
@@ -96,6 +98,8 @@ def _contraction(
                 )
         if other.level == Level.CONST:
             views += walk.end(ended, eqn, eqn.out)
+        elif other.level == Level.DATA:
+            walk.read_by_data(ended, sides[k].free)
         else:
             walk.close(ended)
     level = max(value.level for value in ins)
@@ -120,22 +124,28 @@ def _places(placed: View, sides: Sequence[_Side], k: int) -> dict[int, Axis]:
     return dict(zip((*batch, *free), (*placed.axes[: len(batch)], *placed.axes[start:]), strict=False))
 
 
-def _activations(walk: Walk, eqn: Equation, ins: Sequence[Value], sides: Sequence[_Side]) -> Sequence[Value]:
+def _activations(
+    walk: Walk, eqn: Equation, ins: Sequence[Value], sides: Sequence[_Side]
+) -> tuple[Sequence[Value], list[int]]:
     """Of two weights, one that is repeated along a free axis, as for each example, acts as data."""
     if not all(_is_weight(ins[k], ins[1 - k]) for k in (0, 1)):
-        return ins
+        return ins, []
     repeated = [
-        any(
-            eqn.shapes[k][t] > 1 and not any(t in view.spans() for view in value.views)
+        [
+            t
             for t in (*sides[k].free, *sides[k].batch)
-        )
-        and not value.hidden
+            if eqn.shapes[k][t] > 1 and not any(t in view.spans() for view in value.views)
+        ]
+        if not value.hidden
+        else []
         for k, value in enumerate(ins)
     ]
-    if repeated[0] == repeated[1]:
-        return ins
-    walk.refuse(ins[repeated.index(True)].views, ACTS_AS_DATA)
-    return [Value(Level.DATA, told=value.facts) if acts else value for value, acts in zip(ins, repeated, strict=True)]
+    if bool(repeated[0]) == bool(repeated[1]):
+        return ins, []
+    k = 0 if repeated[0] else 1
+    walk.refuse(ins[k].views, ACTS_AS_DATA)
+    acts = Value(Level.DATA, told=ins[k].facts)
+    return (acts, ins[1]) if k == 0 else (ins[0], acts), [t for t in repeated[k] if t in sides[k].free]
 
 
 def _is_weight(value: Value, other: Value) -> bool:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import sysconfig
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -23,18 +22,27 @@ def source_line(trail: Sequence[Any], fn: Callable[..., Any]) -> str:
       trail: the equation, and those of the calls around it, whose lines it shares.
       fn: the function that was traced.
     """
-    frames: list[tuple[str, int, str]] = []
-    for eqn in trail:
-        traceback = getattr(getattr(eqn, "source_info", None), "traceback", None)
-        own = itertools.takewhile(lambda f: f.function_name != _BOUNDARY, traceback.frames if traceback else ())
-        frames += [(f.file_name, f.line_num, f.function_name) for f in own]
-    inside = [i for i, (file, _, _) in enumerate(frames) if file.startswith(_HERE)]
-    frames = frames[: inside[0]] if inside else frames
-    outside = [f for f in frames if not f[0].startswith("<") and f"{os.sep}jax{os.sep}" not in f[0]]
     # The line that merely calls a whole model says less than the line inside it.
     code = getattr(fn, "__code__", None)
     caller = (code.co_filename, code.co_name) if code else None
-    own = [f for f in outside if not f[0].startswith(_PACKAGES) and (f[0], f[2].split(".")[-1]) != caller]
-    for file, line, _ in own or [f for f in outside if "site-packages" in f[0]] or outside:
-        return f" at {os.path.basename(file)}:{line}"
-    return ""
+    others: dict[bool, str] = {}
+    for file, line, function in _frames(trail):
+        found = f" at {os.path.basename(file)}:{line}"
+        if not file.startswith(_PACKAGES) and (file, function.split(".")[-1]) != caller:
+            return found
+        others.setdefault("site-packages" in file, found)
+    return others.get(True, others.get(False, ""))
+
+
+def _frames(trail: Sequence[Any]) -> Iterator[tuple[str, int, str]]:
+    """The frames that are not JAX's, from the innermost to the call of `infer_axes`."""
+    for eqn in trail:
+        traceback = getattr(getattr(eqn, "source_info", None), "traceback", None)
+        for frame in traceback.frames if traceback else ():
+            if frame.function_name == _BOUNDARY:
+                break
+            file = frame.file_name
+            if file.startswith(_HERE):
+                return
+            if not file.startswith("<") and f"{os.sep}jax{os.sep}" not in file:
+                yield file, frame.line_num, frame.function_name

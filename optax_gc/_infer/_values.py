@@ -6,16 +6,15 @@ import dataclasses
 import enum
 import functools
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from optax_gc._infer._arrays import LIMIT, Axis, UnfollowedError
-from optax_gc._infer._constants import Constant, numbers_of
+from optax_gc._infer._constants import KINDS, Constant, numbers_of
 from optax_gc._infer._masks import TURNED, Hiding, Mask, Tear
-from optax_gc._infer._views import Mark, Param, Use, View
+from optax_gc._infer._uses import Mark, Param, Use
+from optax_gc._infer._views import View
 
 
 class Level(enum.IntEnum):
@@ -32,8 +31,7 @@ class Level(enum.IntEnum):
 GONE = -1
 
 
-@dataclasses.dataclass(frozen=True)
-class Facts:
+class Facts(NamedTuple):
     """Axes of a value of which something is known that does not depend on the numbers."""
 
     flat: frozenset[int] = frozenset()  # all positions are equal
@@ -86,20 +84,21 @@ class Facts:
 
 NOTHING = Facts()
 ZERO = Facts(zero=True)
+_NUMBERS = (int, float, complex, np.generic)
 
 
 def facts_of(array: Any) -> Facts:
     """What the numbers of a constant say, if they are not too many to look at."""
-    if isinstance(array, int | float | complex | np.generic):
+    if isinstance(array, _NUMBERS):
         return NOTHING if array else ZERO
-    if np.size(array) > LIMIT or jnp.issubdtype(getattr(array, "dtype", np.float32), jax.dtypes.extended):
+    if getattr(array.dtype, "kind", "") not in KINDS or np.size(array) > LIMIT:
         return NOTHING
     try:
         numbers = numbers_of(array)
     except UnfollowedError:
         return NOTHING
-    if numbers.dtype.kind not in "iufb":
-        return NOTHING
+    if not numbers.ndim:
+        return NOTHING if numbers else ZERO
     hot = {t for t in range(numbers.ndim) if numbers.shape[t] > 1 and (np.count_nonzero(numbers, t) <= 1).all()}
     line = numbers.ndim == 1 and len(np.unique(numbers)) == numbers.size
     return Facts(hot=frozenset(hot), distinct=frozenset([0] if line else []), zero=not numbers.any())
@@ -159,7 +158,7 @@ def joined(level: Level, a: Value, b: Value) -> Value:
 
 
 def level_of(ins: Iterable[Value]) -> Level:
-    return max((value.level for value in ins), default=Level.CONST)
+    return max([value.level for value in ins], default=Level.CONST)
 
 
 def has_met_data(value: Value) -> bool:

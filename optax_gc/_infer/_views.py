@@ -3,51 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from optax_gc._infer._arrays import Axis, Dim, Dims, Named, UnfollowedError, blank, renamed, size_of
 from optax_gc._infer._masks import Place, Tear
-
-
-class Tier(enum.IntEnum):
-    """How much a use counts. Only the uses of the first tier that a parameter has are asked for its axes."""
-
-    WITH_DATA = 0
-    UNREAD = 1  # its product reaches no result
-    WITH_CONSTANT = 2
-    NO_GRADIENT = 3
-    BACKWARD = 4
-    SUMMARY = 5  # a norm, a mean, a comparison: a number that says nothing of axes
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Param:
-    """A leaf of the params."""
-
-    index: int
-    shape: tuple[int, ...]
-
-
-class Mark:
-    """Stands for what a loop carries, to see whether its body adds to it or reads it."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Use:
-    """Where a weight met the data. Its identity tells one product from another."""
-
-    tier: Tier
-    trail: tuple[Any, ...]  # its equation, and those of the calls around it
-    op: Literal["dot", "conv"] = "dot"
-    fixed: bool = False  # with a constant, or with what is drawn from a key, where there are data
-    shares: set[int] = dataclasses.field(default_factory=set)  # stored axes that run along a batch of the product
-    outputs: frozenset[int] = frozenset()  # stored axes that ran along its outputs
-    steps: frozenset[Dim] = frozenset()  # dims that were on no axis, as the step of a loop is
+from optax_gc._infer._uses import Mark, Param, Use
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,6 +32,7 @@ class View:
     summed: frozenset[Dim] = frozenset()
     shared: frozenset[Dim] = frozenset()  # the batch of a product
     scaled: frozenset[Dim] = frozenset()  # along which a factor of data varies
+    repeated: frozenset[Dim] = frozenset()  # along which what a product took for its data is the same
     use: Use | None = None
     product: bool = False  # something was summed since the use
     bent: bool = False  # something nonlinear happened between the two
@@ -127,11 +92,15 @@ class View:
     def on(self, axes: Iterable[int]) -> set[Dim]:
         return {dim for t in axes for dim in self.axes[t].dims}
 
+    def visible(self) -> set[Dim]:
+        """The dims that lie on its axes."""
+        return self.on(range(len(self.axes)))
+
     def map(self, function: Callable[[Named], Named], names: Mapping[Dim, Dims]) -> View:
         """Applies a function to all arrays, and renames dims in the sets."""
         sets = {
             name: frozenset(renamed(dims, names)) if (dims := getattr(self, name)) else dims
-            for name in ("summed", "shared", "scaled")
+            for name in ("summed", "shared", "scaled", "repeated")
         }
         picks = tuple((axis, tuple(renamed(dims, names))) for axis, dims in self.picks)
         arrays = {name: tuple(map(function, getattr(self, name))) for name in ("coords", "masks", "holes")}

@@ -15,8 +15,9 @@ from optax_gc._infer._constants import folded, literal
 from optax_gc._infer._equation import Equation, Shape, dtype_of, open_jaxpr, shape_of
 from optax_gc._infer._facts import facts_after, may_have_facts
 from optax_gc._infer._names import ALWAYS
+from optax_gc._infer._uses import Mark, Param, Tier, Use
 from optax_gc._infer._values import Level, Value, facts_of, level_of
-from optax_gc._infer._views import Mark, Param, Tier, Use, View
+from optax_gc._infer._views import View
 
 Rule = Callable[["Walk", Equation, Sequence[Value]], Sequence[Value]]
 
@@ -40,6 +41,7 @@ class Group:
 
 
 ELEMENT = "meets the data elementwise"
+BY_PARAMETER = "multiplied by another parameter before it meets the data"
 # Each value whose facts wait for those of others is a call, and Python's stack is finite.
 _DEPTH = 50
 UNFINISHED = "added to what an operation that is not followed made of it"
@@ -98,8 +100,9 @@ class Walk:
         name = eqn.primitive.name
         rule = self._rules.get(name)
         # What has no elements holds nothing, whatever it is made of.
-        empty = all(0 in shape_of(out) for out in eqn.outvars)
-        if name not in ALWAYS and (empty or not any(value.views for value in ins)):
+        if name not in ALWAYS and (
+            not any(value.views for value in ins) or all(0 in shape_of(out) for out in eqn.outvars)
+        ):
             return without_views(eqn, ins)
         said = self.said()
         try:
@@ -140,7 +143,7 @@ class Walk:
         """A product begins: what it shared with the data, and its outputs, are noted."""
         view = view.replace(product=True, scaled=frozenset(), bent=False, **changes)
         assert view.use is not None
-        visible = view.on(range(len(view.axes)))
+        visible = view.visible()
         steps = frozenset(view.varying() - visible - view.summed)
         shares, outputs = view.along(view.shared), view.along(visible - view.shared)
         use = dataclasses.replace(view.use, shares=set(shares), outputs=outputs, steps=steps)
@@ -169,6 +172,16 @@ class Walk:
             if len({view.use for view in group}) == 1 and not self.aside:
                 self._settled[group[0].use] = None
             self._judged(param, group)
+
+    def read_by_data(self, views: Sequence[View], same: Iterable[int]) -> None:
+        """Products are read by data that are the same along some axes of theirs.
+
+        What such a product took for its data, since it was repeated as for each example, was repeated for no example.
+        """
+        axes = tuple(same)
+        none = [view for view in views if any(dim.size > 1 for dim in view.repeated & view.on(axes))]
+        self.refuse(none, BY_PARAMETER)
+        self.close(view for view in views if view not in none)
 
     def _judged(self, param: Param, group: list[View]) -> None:
         followed = [view for view in group if not view.lost]
@@ -226,7 +239,7 @@ class Walk:
         return on
 
     def _may_be_added(self, view: View, beside_others: bool) -> bool:
-        visible = view.on(range(len(view.axes)))
+        visible = view.visible()
         left = {dim for dim in view.varying() - view.summed if dim.size > 1}
         return bool(left & view.shared or left - visible) or (
             beside_others and (bool(view.masks) or any(axis.padded for axis in view.axes))
@@ -252,7 +265,7 @@ def _told(eqn: Any, ins: Sequence[Value], out: Value, result: int) -> Value:
     changes: dict[str, Any] = {}
     if may_have_facts(eqn, ins):
         find = functools.partial(facts_after, eqn, ins, result)
-        waiting = 1 + max((value.waiting for value in ins), default=0)
+        waiting = 1 + max([value.waiting for value in ins], default=0)
         changes = {"told": find, "waiting": waiting} if waiting < _DEPTH else {"told": find()}
     if out.level == Level.WEIGHT and any(value.views or value.hidden for value in ins):
         changes["hidden"] = frozenset[Any]().union(*(value.sources | value.hidden for value in ins)) - out.sources
