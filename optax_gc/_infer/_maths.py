@@ -95,7 +95,7 @@ def mul(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     views: list[View] = []
     for value, other, shape, other_shape in ((a, b, *eqn.shapes), (b, a, *reversed(eqn.shapes))):
         if value.level == Level.DATA and other.level > Level.NOISE:
-            along = _varies_along(other, other_shape)
+            along = _varies_along(other, other_shape) if other.level == Level.DATA else []
             walk.read_by_data(value.views, [t for t in range(len(shape)) if along and t not in along])
         elif has_met_data(other):
             views += _scaled(walk, eqn, value, other, shape, other_shape)

@@ -395,6 +395,41 @@ PICKED = [
         k=w("i5 o4"),
     ),
 ]
+_READ_BY = {
+    "a learned scale": lambda x, p, q, k, s: s * (jnp.tile(p[None], (2, 1, 1)) @ q) @ (x @ k).mT,
+    "a number that data make": lambda x, p, q, k, s: s * (x.mean() * (jnp.tile(p[None], (2, 1, 1)) @ q)) @ (x @ k).mT,
+    "data of each example": lambda x, p, q, k, s: (s + x[:, :1, :4]) * (jnp.tile(p[None], (2, 1, 1)) @ q) @ (x @ k).mT,
+}
+READ_BY = [
+    case(
+        f"repeated probes times {what}",
+        lambda x, p, q, k, s, f=f: jax.nn.softmax(f(x, p, q, k, s)),
+        x_(2, 7, 5),
+        p=alone("3 5"),
+        q=w("i5 o4"),
+        k=w("i5 o4"),
+        s=alone("4"),
+    )
+    for what, f in _READ_BY.items()
+]
+# What is repeated along outputs is no probe: `mixed` is the kernel, times another one.
+_MIXED = {
+    "as a matrix": lambda x, mixed: x @ mixed,
+    "turned": lambda x, mixed: mixed.T @ x.T,
+    "element by element": lambda x, mixed: (x[:, :, None] * mixed).sum(1),
+    "in each example": lambda x, mixed: jax.vmap(lambda x: x @ mixed)(x),
+    "shifted and scaled": lambda x, mixed: x @ (1 - 2 * mixed),
+}
+REPEATED_OUTPUTS = [
+    case(
+        f"mixed by a vector that is repeated, {how}",
+        lambda x, w, v, f=f: f(x, w @ jnp.broadcast_to(v[:, None], (7, 2))),
+        x_(4, 5),
+        w=w("i5 o7"),
+        v=alone("7"),
+    )
+    for how, f in _MIXED.items()
+]
 
 CASES = [
     *SUMS,
@@ -402,8 +437,10 @@ CASES = [
     *TAKES,
     *FACTORS,
     *spelled("probe", _PROBES, x_(2, 7, 5), **_PROBE),
+    *READ_BY,
 ]
 HARD = [
+    *REPEATED_OUTPUTS,
     *HIDDEN,
     *MADE,
     *PICKED,
