@@ -131,21 +131,19 @@ def _activations(
     if not all(_is_weight(ins[k], ins[1 - k]) for k in (0, 1)):
         return ins, []
     repeated = [
-        [
-            t
-            for t in (*sides[k].free, *sides[k].batch)
-            if eqn.shapes[k][t] > 1 and not any(t in view.spans() for view in value.views)
+        []
+        if value.hidden
+        else [
+            t for t in (*side.free, *side.batch) if shape[t] > 1 and not any(t in view.spans() for view in value.views)
         ]
-        if not value.hidden
-        else []
-        for k, value in enumerate(ins)
+        for value, side, shape in zip(ins, sides, eqn.shapes, strict=True)
     ]
     if bool(repeated[0]) == bool(repeated[1]):
         return ins, []
     k = 0 if repeated[0] else 1
     walk.refuse(ins[k].views, ACTS_AS_DATA)
     acts = Value(Level.DATA, told=ins[k].facts)
-    return (acts, ins[1]) if k == 0 else (ins[0], acts), [t for t in repeated[k] if t in sides[k].free]
+    return [acts if value is ins[k] else value for value in ins], [t for t in repeated[k] if t in sides[k].free]
 
 
 def _is_weight(value: Value, other: Value) -> bool:

@@ -173,13 +173,16 @@ class Walk:
                 self._settled[group[0].use] = None
             self._judged(param, group)
 
-    def read_by_data(self, views: Sequence[View], same: Iterable[int]) -> None:
+    def read_by_data(self, views: Sequence[View], same: Sequence[int]) -> None:
         """Products are read by data that are the same along some axes of theirs.
 
-        What such a product took for its data, since it was repeated as for each example, was repeated for no example.
+        What such a product took for its data, since it was repeated as for each example, was repeated for no example
+        where the data are the same along all of its repetitions.
         """
-        axes = tuple(same)
-        none = [view for view in views if any(dim.size > 1 for dim in view.repeated & view.on(axes))]
+        none = []
+        for view in views:
+            repeated = {dim for dim in view.repeated & view.visible() if dim.size > 1}
+            none += [view] if repeated and repeated <= view.on(same) else []
         self.refuse(none, BY_PARAMETER)
         self.close(view for view in views if view not in none)
 

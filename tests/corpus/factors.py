@@ -412,6 +412,17 @@ READ_BY = [
     )
     for what, f in _READ_BY.items()
 ]
+_PLACES = np.linspace(-1, 1, 15, dtype=np.float32).reshape(3, 5)
+READ_BY += [
+    case(
+        "repeated constant places times a learned scale",
+        lambda x, s, q, k: jax.nn.softmax((jnp.broadcast_to(_PLACES, (2, 3, 5)) * s) @ q @ (x @ k).mT),
+        x_(2, 7, 5),
+        s=alone("5"),
+        q=w("i5 o4"),
+        k=w("i5 o4"),
+    ),
+]
 # What is repeated along outputs is no probe: `mixed` is the kernel, times another one.
 _MIXED = {
     "as a matrix": lambda x, mixed: x @ mixed,
@@ -429,6 +440,15 @@ REPEATED_OUTPUTS = [
         v=alone("7"),
     )
     for how, f in _MIXED.items()
+]
+REPEATED_OUTPUTS += [
+    case(
+        "mixed by a vector that is repeated twice, and added up",
+        lambda x, w, v: x @ jnp.einsum("io,oyz->iyz", w, jnp.broadcast_to(v[:, None, None], (7, 2, 3))).sum(-1),
+        x_(4, 5),
+        w=w("i5 o7"),
+        v=alone("7"),
+    )
 ]
 
 CASES = [
