@@ -143,7 +143,7 @@ def _activations(
     k = 0 if repeated[0] else 1
     walk.refuse(ins[k].views, ACTS_AS_DATA)
     acts = Value(Level.DATA, told=ins[k].facts)
-    return [acts if value is ins[k] else value for value in ins], [t for t in repeated[k] if t in sides[k].free]
+    return [acts if value is ins[k] else value for value in ins], repeated[k]
 
 
 def _is_weight(value: Value, other: Value) -> bool:

@@ -430,11 +430,12 @@ _MIXED = {
     "element by element": lambda x, mixed: (x[:, :, None] * mixed).sum(1),
     "in each example": lambda x, mixed: jax.vmap(lambda x: x @ mixed)(x),
     "shifted and scaled": lambda x, mixed: x @ (1 - 2 * mixed),
+    "in another shape": lambda x, mixed: jnp.tensordot(x, mixed.reshape(5, 2, 2), 1),
 }
 REPEATED_OUTPUTS = [
     case(
         f"mixed by a vector that is repeated, {how}",
-        lambda x, w, v, f=f: f(x, w @ jnp.broadcast_to(v[:, None], (7, 2))),
+        lambda x, w, v, f=f: f(x, w @ jnp.broadcast_to(v[:, None], (7, 4))),
         x_(4, 5),
         w=w("i5 o7"),
         v=alone("7"),
@@ -448,7 +449,14 @@ REPEATED_OUTPUTS += [
         x_(4, 5),
         w=w("i5 o7"),
         v=alone("7"),
-    )
+    ),
+    case(
+        "mixed by a vector that is repeated for each kernel",
+        lambda x, w, v: x @ jnp.einsum("bio,bo->ib", w, jnp.broadcast_to(v, (3, 7))),
+        x_(4, 5),
+        w=w("b3 i5 o7"),
+        v=alone("7"),
+    ),
 ]
 
 CASES = [
