@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from optax_gc._arguments import check_call, misplaced_model
 from optax_gc._axes import ParamAxes, PyTree, WeightAxes, named_leaves
-from optax_gc._infer import _choices, _devices, _loops, _maths, _pieces, _products
+from optax_gc._infer import _choices, _devices, _loops, _maths, _pieces, _products, _writes
 from optax_gc._infer._arrays import LIMIT
 from optax_gc._infer._decide import decide, votes_of
 from optax_gc._infer._masks import Hiding, Mask
@@ -24,6 +24,7 @@ from optax_gc._infer._walk import Walk
 
 RULES = {
     **_pieces.RULES,
+    **_writes.RULES,
     **_maths.RULES,
     **_choices.RULES,
     **_products.RULES,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from optax_gc._infer._arrays import Axis
 from optax_gc._infer._constants import Constant
@@ -29,25 +29,32 @@ def select(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     rank = len(eqn.shapes[0])
     if level == Level.DATA:
         return [Value(level, choice(walk, moved, which, rank))]
-    moved = _where_chosen(moved, which, rank)
-    views = combined(walk, one_of([case.views for case in moved]))
+    there = cheap_numbers(which)
+    forms = _that_differ([case.views for case in moved]) if there else set()
+    moved = _where_chosen(moved, which, rank, forms)
+    views = combined(walk, one_of([case.views for case in moved], forms))
     return [Value(max(level, Level.SCALED) if which.level == Level.DATA and views else max(level, which.level), views)]
 
 
-def one_of(cases: Sequence[Sequence[View]]) -> list[View]:
-    """Forms of one weight of which one is chosen are no sum: where they differ, nothing can be read off."""
+def one_of(cases: Sequence[Sequence[View]], apart: Set[Param | Mark] = frozenset()) -> list[View]:
+    """Forms of one weight of which one is chosen are no sum: where they differ, nothing can be read off.
+
+    Of the weights in `apart`, each form has holes where another one is.
+    """
     kept: list[View] = []
     for case in cases:
         new = [view for view in case if not any(same(view, other) for other in kept)]
-        lost = {view.of for view in new} & {view.of for view in kept}
+        lost = ({view.of for view in new} & {view.of for view in kept}) - apart
         kept = [view.replace(bad=view.bad or FORMS) if view.of in lost else view for view in [*kept, *new]]
     return kept
 
 
-def _where_chosen(cases: Sequence[Value], which: Value, rank: int) -> list[Value]:
-    """A hole in what not every case holds, where another case is chosen."""
+def _where_chosen(
+    cases: Sequence[Value], which: Value, rank: int, forms: Set[Param | Mark] = frozenset()
+) -> list[Value]:
+    """A hole in what not every case holds, or holds in another form, where another case is chosen."""
     there = cheap_numbers(which)
-    stays = frozenset.intersection(*(case.sources for case in cases))
+    stays = frozenset.intersection(*(case.sources for case in cases)) - forms
     return [
         Value(
             case.level,

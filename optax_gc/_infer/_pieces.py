@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import functools
 import itertools
 from collections.abc import Sequence
 
@@ -16,7 +15,7 @@ from optax_gc._infer._layout import MOVES
 from optax_gc._infer._uses import Mark, Param
 from optax_gc._infer._values import Level, Value, level_of
 from optax_gc._infer._views import View, cut, drop, flatten, pad
-from optax_gc._infer._walk import Rule, Walk, unknown
+from optax_gc._infer._walk import Rule, Walk
 
 PART = "a part that the data choose"
 
@@ -196,24 +195,10 @@ def _gathered(eqn: Equation, view: View, at: tuple[Dims, np.ndarray] | None, dim
     return view.replace(axes=tuple(axes))
 
 
-def dynamic_update_slice(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
-    """Products that are written into a buffer are somewhere along it."""
-    operand, update = ins[:2]
-    if operand.views or any(not v.product or isinstance(v.of, Mark) for v in update.views):
-        return unknown(walk, eqn, ins)
-    short = [t for t, size in enumerate(eqn.shapes[1]) if size < eqn.out[t]]
-    on = walk.end([view for view in update.views if not view.spans().isdisjoint(short)], eqn, eqn.out)
-    views = [view for view in update.views if view.spans().isdisjoint(short)]
-    views = [view.tears_along(short, lambda tear: tear.then(eqn)) for view in views]
-    spread = (functools.reduce(lambda v, t: v.with_axis(t, blank(eqn.out[t])), short, view) for view in views)
-    return [Value(Level.DATA, (*spread, *on))]
-
-
 RULES: dict[str, Rule] = {
     **dict.fromkeys(MOVES, layout),
     "concatenate": concatenate,
     "dynamic_slice": dynamic_slice,
-    "dynamic_update_slice": dynamic_update_slice,
     "gather": gather,
     "split": split,
     "stack": stack,

@@ -273,7 +273,6 @@ _MADE_OF = {
     "qr": lambda a: jnp.linalg.qr(a)[0],
     "Cayley": lambda a: jnp.linalg.solve(jnp.eye(5) + a, jnp.eye(5) - a),
     "fft": lambda a: jnp.fft.fft(a).real,
-    "a diagonal added": lambda a: a.at[jnp.arange(5), jnp.arange(5)].add(1),
     "a triangle filled": lambda a: jnp.zeros((5, 5)).at[_TRIL].set(a[_TRIL]),
     "sum": lambda a: a.sum(0, keepdims=True) * jnp.ones((5, 1)),
 }

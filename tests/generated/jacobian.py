@@ -216,6 +216,23 @@ def _write(make: Maker, shape: Shape) -> Step:
     return f"{how} {rows} of {size} zeros", run
 
 
+def _overwrite(make: Maker, shape: Shape) -> Step:
+    """Some positions, in another order, over themselves: nothing is lost."""
+    k = _axis(make, shape)
+    start, stop = sorted(make.random.sample(range(shape[k] + 1), 2))
+    rows, how = np.array(make.shuffled(range(start, stop))), make.choice(["set", "update", "zeros added"])
+    at = _at(k, slice(start, stop))
+
+    def run(env: Args, v: Any) -> Any:
+        if how == "update":
+            return lax.dynamic_update_slice_in_dim(v, jnp.take(v, rows, k), start, k)
+        if how == "set":
+            return v.at[_at(k, rows)].set(v[at])
+        return v.at[at].set(0.0) + jnp.zeros_like(v).at[at].add(jnp.flip(v[at], k))
+
+    return f"{how} {rows} over {start}:{stop} on {k}", run
+
+
 def _scale(make: Maker, shape: Shape) -> Step:
     factor = make.positive(*[n if make.chance(0.3) else 1 for n in shape])
     return f"* constant {factor.shape}", lambda env, v: v * factor if factor.size > 1 else v * float(factor.flat[0])
@@ -283,7 +300,7 @@ def _helper(make: Maker, shape: Shape) -> Step:
 
 
 _STEPS = [_cut, _flip, _roll, _pad, _tile, _transpose, _reshape, _join, _take, _gather, _paired, _matrix, _stack]
-_STEPS += [_split, _dynamic, _pick, _write, _scale, _scale_by_data, _cast, _choose, _add, _loop, _helper]
+_STEPS += [_split, _dynamic, _pick, _write, _overwrite, _scale, _scale_by_data, _cast, _choose, _add, _loop, _helper]
 
 
 def _step(make: Maker, shape: Shape) -> Step:

@@ -1,0 +1,144 @@
+"""Operations that write a value into a part of another one, at places that constants or the data choose."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from optax_gc._infer._arrays import LIMIT, Axis, Dim, blank
+from optax_gc._infer._equation import Equation, Shape
+from optax_gc._infer._maths import cheap_numbers
+from optax_gc._infer._pieces import numbers
+from optax_gc._infer._uses import Mark
+from optax_gc._infer._values import Level, Value, level_of
+from optax_gc._infer._views import View, drop, flatten, hole, pad, reshape
+from optax_gc._infer._walk import Rule, Walk, unknown
+
+
+class _Windows(NamedTuple):
+    """Where an update is written: windows of one shape."""
+
+    first: np.ndarray  # the first position of each window, along each axis of the result
+    widths: np.ndarray
+    inserted: frozenset[int]  # axes of the result that the update does not have
+    own: tuple[int, ...]  # axes of the update that are axes of the result; along the others it has several windows
+
+
+def dynamic_update_slice(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
+    """At a constant start the update lies there; products that are written where the data choose are somewhere."""
+    operand, update, *starts = ins
+    shape, at = eqn.shapes[1], [numbers(value) for value in starts]
+    known = [start for loops, start in filter(None, at) if not loops]
+    if len(known) == len(shape):
+        first = np.clip(np.asarray(known, int).reshape(1, -1), 0, np.subtract(eqn.out, shape))
+        windows = _Windows(first, np.asarray(shape, int), frozenset(), tuple(range(len(shape))))
+        if written := _written(walk, eqn, operand, update, windows, over=True):
+            return written
+    if operand.views or any(not v.product or isinstance(v.of, Mark) for v in update.views):
+        return unknown(walk, eqn, ins)
+    short = [t for t, size in enumerate(shape) if size < eqn.out[t]]
+    on = walk.end([view for view in update.views if not view.spans().isdisjoint(short)], eqn, eqn.out)
+    views = [view for view in update.views if view.spans().isdisjoint(short)]
+    views = [view.tears_along(short, lambda tear: tear.then(eqn)) for view in views]
+    spread = (functools.reduce(lambda v, t: v.with_axis(t, blank(eqn.out[t])), short, view) for view in views)
+    return [Value(Level.DATA, (*spread, *on))]
+
+
+def scatter(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
+    """What constants put at places of its own is there; the rest may be added up."""
+    operand, index, update = ins
+    form = eqn["dimension_numbers"]
+    # Where products are written need not be known, so it is only asked for where it costs nothing.
+    at = cheap_numbers(index) if level_of(ins) == Level.DATA else numbers(index)
+    if at is None or at[0]:
+        return unknown(walk, eqn, ins)
+    inserted = frozenset((*form.inserted_window_dims, *form.operand_batching_dims))
+    own = tuple(form.update_window_dims)
+    kept = [t for t in range(len(eqn.out)) if t not in inserted]
+    widths = np.ones(len(eqn.out), int)
+    widths[kept] = [eqn.shapes[2][o] for o in own]
+    grid = np.indices(at[1].shape[:-1])
+    first = np.zeros((*at[1].shape[:-1], len(eqn.out)), int)
+    first[..., list(form.scatter_dims_to_operand_dims)] = at[1]
+    for t, axis in zip(form.operand_batching_dims, form.scatter_indices_batching_dims, strict=True):
+        first[..., t] = grid[axis]
+    windows = _Windows(first.reshape(-1, len(eqn.out)), widths, inserted, own)
+    written = _written(walk, eqn, operand, update, windows, over=eqn.name == "scatter")
+    return written or unknown(walk, eqn, ins)
+
+
+def _written(
+    walk: Walk, eqn: Equation, operand: Value, update: Value, windows: _Windows, over: bool
+) -> Sequence[Value] | None:
+    """The update at its places, beside what it was written into, or over it; None where that is not followed."""
+    level = level_of([operand, update])
+    beside = [*operand.views, *update.views]
+    if any(isinstance(view.of, Mark) or (level == Level.DATA and not view.product) for view in beside):
+        return None
+    cells = _cells(windows, eqn.out)
+    if cells is None:
+        return None
+    placed = [_placed(view, windows, cells, eqn.out) for view in update.views]
+    views = [view for view in placed if view is not None]
+    if operand.views:
+        views = [functools.reduce(flatten, range(len(eqn.out)), view) for view in views]
+    if not over:
+        # A product that is known to be a sum of its own stays one.
+        return [Value(level, tuple(view for view in (*operand.views, *views) if not walk.is_settled(view)))]
+    left = cells < 0
+    around = [hole(view, ((), left), frozenset()) for view in operand.views] if left.any() else []
+    return [Value(level, (*around, *views))]
+
+
+def _cells(windows: _Windows, out: Shape) -> np.ndarray | None:
+    """Which window has written each position of the axes that it does not fill, and -1 where none has.
+
+    None where windows overlap, or reach beyond the result, or there are several that are parts of an axis.
+    """
+    first, widths, inserted, _ = windows
+    part = widths < out
+    if (first < 0).any() or (first + widths > out).any():
+        return None
+    if len(first) != 1 and any(part[t] and t not in inserted for t in range(len(out))):
+        return None
+    sizes = np.where(part, out, 1)
+    if sizes.prod(dtype=float) > LIMIT:
+        return None
+    cells = np.full(sizes, -1)
+    if len(first) == 1:
+        cells[tuple(map(slice, first[0], first[0] + widths))] = 0
+        return cells
+    cells[tuple(first.T)] = np.arange(len(first))
+    return cells if np.count_nonzero(cells >= 0) == len(first) else None
+
+
+def _placed(view: View, windows: _Windows, cells: np.ndarray, out: Shape) -> View | None:
+    """A view of the update on the axes of the result."""
+    first, widths, inserted, own = windows
+    several = [t for t in range(len(view.axes)) if t not in own]
+    view = view.replace(axes=tuple(view.axes[t] for t in (*several, *own)))
+    view = reshape(view, (len(first), *(axis.length for axis in view.axes[len(several) :])))
+    if len(first) == 1:
+        view = drop(view, 0)
+        for t in sorted(inserted):
+            view = view.replace(axes=(*view.axes[:t], blank(1), *view.axes[t:]))
+        found: View | None = view
+        for t, (start, width) in enumerate(zip(first[0].tolist(), widths.tolist(), strict=True)):
+            found = found and pad(found, t, start, out[t] - start - width)
+        return found
+    view = flatten(view, 0)
+    new = {t: Dim(out[t]) for t in sorted(inserted)}
+    numbers = cells.reshape([dim.size for dim in new.values()])
+    view = view.take(view.axes[0].dims[0], np.maximum(numbers, 0), tuple(new.values()), numbers >= 0)
+    rest = iter(view.axes[1:])
+    return view.replace(axes=tuple(Axis((new[t],)) if t in new else next(rest) for t in range(len(out))))
+
+
+RULES: dict[str, Rule] = {
+    "dynamic_update_slice": dynamic_update_slice,
+    "scatter": scatter,
+    "scatter-add": scatter,
+}
