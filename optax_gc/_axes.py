@@ -27,7 +27,7 @@ def counted(number: int, what: str, plural: str = "") -> str:
 def _as_axes(value: Any, role: str) -> tuple[int, ...]:
     try:
         axes = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-        return tuple(operator.index(axis) for axis in axes)
+        return tuple(map(operator.index, axes))
     except TypeError:
         raise TypeError(
             f"{role} must be an int or a tuple of ints, got {value!r}. "

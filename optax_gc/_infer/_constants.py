@@ -145,7 +145,8 @@ def fold(eqn: Any, values: Iterable[np.ndarray], result: int = 0) -> np.ndarray:
     saturates = name == "convert_element_type" and values[0].dtype.kind == "f" and aval.dtype.kind in "iu"
     if name in ON_NUMBERS and all(value.dtype.kind in KINDS for value in values) and not saturates:
         with np.errstate(all="ignore"):
-            return np.broadcast_to(ON_NUMBERS[name](*values), aval.shape).astype(aval.dtype)
+            found = np.asarray(ON_NUMBERS[name](*values)).astype(aval.dtype, copy=False)
+            return found if found.shape == aval.shape else np.broadcast_to(found, aval.shape)
     if name == "concatenate":
         return np.concatenate(values, params["dimension"])
     if name == "iota":

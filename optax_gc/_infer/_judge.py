@@ -281,8 +281,8 @@ def _box(view: View) -> tuple[_Set | _Kept, ...] | None:
 def _union(boxes: list[tuple[_Set | _Kept, ...]], shape: tuple[int, ...]) -> tuple[int, ...] | None:
     """The input axes of boxes of which those that differ in one axis are united, or None where some are left."""
     left = list(dict.fromkeys(boxes))
-    count = 0
-    while len(left) != count:
+    count = 1
+    while len(left) not in (1, count):
         count = len(left)
         for a in range(len(shape)):
             alike: dict[Hashable, list[tuple[_Set | _Kept, ...]]] = collections.defaultdict(list)

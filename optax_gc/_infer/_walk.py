@@ -100,9 +100,7 @@ class Walk:
         name = eqn.primitive.name
         rule = self._rules.get(name)
         # What has no elements holds nothing, whatever it is made of.
-        if name not in ALWAYS and (
-            not any(value.views for value in ins) or all(0 in shape_of(out) for out in eqn.outvars)
-        ):
+        if name not in ALWAYS and (not _holds(ins) or all(0 in shape_of(out) for out in eqn.outvars)):
             return without_views(eqn, ins)
         said = self.said()
         try:
@@ -263,6 +261,14 @@ class Walk:
         return self._settled.keys().isdisjoint(value.uses)
 
 
+def _holds(ins: Sequence[Value]) -> bool:
+    # Asked of every equation: a loop takes a third of the time of `any`.
+    for value in ins:
+        if value.views:
+            return True
+    return False
+
+
 def _told(eqn: Any, ins: Sequence[Value], out: Value, result: int) -> Value:
     """A result with what its rule does not say: facts, and params that left no view."""
     changes: dict[str, Any] = {}
@@ -319,4 +325,4 @@ def _aside(jaxpr: Any) -> set[int]:
 
 def _is_backward(eqn: Any) -> bool:
     stack = getattr(eqn.source_info.name_stack, "stack", ())
-    return any(getattr(step, "name", "") == "transpose" for step in stack)
+    return bool(stack) and any(getattr(step, "name", "") == "transpose" for step in stack)
