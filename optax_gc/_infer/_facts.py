@@ -31,11 +31,8 @@ _REDUCED = frozenset({"reduce_sum", "reduce_max", "reduce_min", "reduce_and", "r
 def may_have_facts(eqn: Any, ins: Sequence[Value]) -> bool:
     """Whether an equation may have facts: cheaper than to find them."""
     name = eqn.primitive.name
-    if name in _SOURCES:
+    if name in _SOURCES or any(value.told is not NOTHING for value in ins):
         return True
-    for value in ins:  # in a third of the time of `any`
-        if value.told is not NOTHING:
-            return True
     return name in _ARITHMETIC and eqn.outvars[0].aval.dtype == np.bool_
 
 
