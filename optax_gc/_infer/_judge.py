@@ -272,7 +272,7 @@ def _box(view: View) -> tuple[_Set | _Kept, ...] | None:
             rows = coord.table(kept, summed)
             if (rows[:, 1:] < rows[:, :-1]).any():
                 rows = np.sort(rows, 1)
-            if (rows[1:] != rows[:1]).any():
+            if len(rows) > 1 and (rows[1:] != rows[0]).any():
                 return None
             roles.append(_set_of(rows[0]))
     return tuple(roles)

@@ -52,9 +52,11 @@ def _contraction(
         taken = (*contracted[k], *batch[k], *groups[k])
         free = tuple(t for t in range(len(eqn.shapes[k])) if t not in taken)
         sides.append(_Side(tuple(contracted[k]), tuple(batch[k]), tuple(groups[k]), free))
-    ins, repeated = _activations(walk, eqn, ins, sides)
-    views, met = [], False
+    views, met, repeated = [], False, []
     is_weight = [_is_weight(ins[k], ins[1 - k]) for k in (0, 1)]
+    if all(is_weight):
+        ins, repeated = _activations(walk, eqn, ins, sides)
+        is_weight = [_is_weight(ins[k], ins[1 - k]) for k in (0, 1)]
     for k, value in enumerate(ins):
         other, ended = ins[1 - k], []
         for view in value.views:
@@ -128,8 +130,6 @@ def _activations(
     walk: Walk, eqn: Equation, ins: Sequence[Value], sides: Sequence[_Side]
 ) -> tuple[Sequence[Value], list[int]]:
     """Of two weights, one that is repeated along a free axis, as for each example, acts as data."""
-    if not all(_is_weight(ins[k], ins[1 - k]) for k in (0, 1)):
-        return ins, []
     repeated = [
         []
         if value.hidden
