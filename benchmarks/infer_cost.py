@@ -39,6 +39,7 @@ PARTS = FRAMEWORKS | {
     "spellings": "spellings",
     "indices": "constant indices",
     "factors": "factors of data",
+    "writes": "what is written",
 }
 
 

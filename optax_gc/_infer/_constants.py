@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,7 +30,31 @@ def _select(which: np.ndarray, *cases: np.ndarray) -> np.ndarray:
     return np.take_along_axis(np.stack(cases), which[None], 0)[0]
 
 
-# What NumPy folds needs no compilation.
+def _converted(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Numbers in another dtype. Floats that are out of the range of integers become the nearest ones, as by XLA."""
+    if values.dtype.kind != "f" or dtype.kind not in "iu":
+        return values.astype(dtype)
+    least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
+    values = values.astype(np.float64)
+    low, high = values <= float(least), values >= float(most)
+    inside = np.where(low | high | np.isnan(values), 0, values).astype(dtype)
+    return np.where(low, dtype.type(least), np.where(high, dtype.type(most), inside))
+
+
+def _placed(numbers: np.ndarray, shape: Sequence[int], places: Sequence[int]) -> np.ndarray:
+    inner = [1] * len(shape)
+    for size, t in zip(numbers.shape, places, strict=True):
+        inner[t] = size
+    return np.broadcast_to(numbers.reshape(inner), shape)
+
+
+def _sliced(
+    numbers: np.ndarray, starts: Sequence[int], limits: Sequence[int], strides: Sequence[int] | None
+) -> np.ndarray:
+    return numbers[tuple(map(slice, starts, limits, strides or [1] * numbers.ndim))]
+
+
+# What NumPy folds needs no compilation: by the numbers alone, and by the equation's parameters and its result, too.
 ON_NUMBERS: dict[str, Callable[..., Any]] = {
     "add": np.add,
     "sub": np.subtract,
@@ -40,6 +64,7 @@ ON_NUMBERS: dict[str, Callable[..., Any]] = {
     "sign": np.sign,
     "max": np.maximum,
     "min": np.minimum,
+    "clamp": lambda low, value, high: np.minimum(np.maximum(value, low), high),
     "neg": np.negative,
     "lt": np.less,
     "le": np.less_equal,
@@ -53,9 +78,21 @@ ON_NUMBERS: dict[str, Callable[..., Any]] = {
     "stop_gradient": lambda value: value,
     "select_n": _select,
 }
+_BY_PARAMETERS: dict[str, Callable[..., Any]] = {
+    "broadcast_in_dim": lambda aval, params, value, *_: _placed(value, aval.shape, params["broadcast_dimensions"]),
+    "concatenate": lambda aval, params, *values: np.concatenate(values, params["dimension"]),
+    "expand_dims": lambda aval, params, value: value.reshape(aval.shape),
+    "iota": lambda aval, params: np.indices(aval.shape, aval.dtype, True)[params["dimension"]],
+    "rev": lambda aval, params, value: np.flip(value, params["dimensions"]),
+    "slice": lambda aval, params, value: _sliced(
+        value, params["start_indices"], params["limit_indices"], params["strides"]
+    ),
+    "squeeze": lambda aval, params, value: value.reshape(aval.shape),
+    "transpose": lambda aval, params, value: value.transpose(params["permutation"]),
+}
 _FOLDABLE = frozenset({*ON_NUMBERS, *ELEMENTWISE, *SAME, *LAYOUT, *REDUCTIONS, *NONLINEAR, *FOLDED})
 KINDS = "iubf"
-_CHEAP = frozenset({*ON_NUMBERS, "iota", "broadcast_in_dim", "squeeze", "expand_dims", "concatenate"})
+_CHEAP = frozenset({*ON_NUMBERS, *_BY_PARAMETERS})
 # Each level is a call, and Python's stack is finite.
 _DEPTH = 200
 
@@ -141,23 +178,14 @@ def fold(eqn: Any, values: Iterable[np.ndarray], result: int = 0) -> np.ndarray:
     values, aval, name, params = list(values), eqn.outvars[result].aval, eqn.primitive.name, eqn.params
     if math.prod(aval.shape) > LIMIT:
         raise UnfollowedError("is indexed by a large constant")
-    # Out of range, XLA saturates.
-    saturates = name == "convert_element_type" and values[0].dtype.kind == "f" and aval.dtype.kind in "iu"
-    if name in ON_NUMBERS and all(value.dtype.kind in KINDS for value in values) and not saturates:
+    if name in ON_NUMBERS and all(value.dtype.kind in KINDS for value in values):
         with np.errstate(all="ignore"):
-            found = np.asarray(ON_NUMBERS[name](*values)).astype(aval.dtype, copy=False)
+            found = _converted(np.asarray(ON_NUMBERS[name](*values)), aval.dtype)
             return found if found.shape == aval.shape else np.broadcast_to(found, aval.shape)
-    if name == "concatenate":
-        return np.concatenate(values, params["dimension"])
-    if name == "iota":
-        return np.broadcast_to(np.indices(aval.shape, aval.dtype, True)[params["dimension"]], aval.shape)
-    if name in ("squeeze", "expand_dims") or (name == "reshape" and params["dimensions"] is None):
+    if name in _BY_PARAMETERS:
+        return np.broadcast_to(_BY_PARAMETERS[name](aval, params, *values), aval.shape)
+    if name == "reshape" and params["dimensions"] is None:
         return values[0].reshape(aval.shape)
-    if name == "broadcast_in_dim":
-        shape = [1] * len(aval.shape)
-        for size, t in zip(values[0].shape, params["broadcast_dimensions"], strict=True):
-            shape[t] = size
-        return np.broadcast_to(values[0].reshape(shape), aval.shape)
     # Also under a trace of the caller, numbers stay numbers.
     with jax.ensure_compile_time_eval():
         found = eqn.primitive.bind(*map(jnp.asarray, values), **params)

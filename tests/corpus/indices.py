@@ -346,6 +346,22 @@ _INEXACT: dict[str, Any] = {
     "infinity": lambda n: jnp.clip(jnp.where(n == 0, (1 / n).astype(jnp.int32), n), 0, 8),
     "below zero, unsigned": lambda n: (n.astype(jnp.float32) - 1).astype(jnp.uint32),
     "a case outside": lambda n: lax.select_n(n, *(jnp.full(9, k) for k in range(8))),
+    "halves towards zero": lambda n: 4 + (n - 4.5).astype(jnp.int8),
+    "clamped": lambda n: lax.clamp(1, n, 8),
+    "clamped from above": lambda n: lax.clamp(0, n, 7),
+    "two of three columns": lambda n: jnp.concatenate([n.reshape(3, 3)[:, ::2].ravel(), n[:3]]),
+}
+_EXACT: dict[str, Any] = {
+    "not a number": lambda n: (0 / n).astype(jnp.int32) + n,
+    "minus infinity": lambda n: jnp.maximum((n - 1 / (n > 0)).astype(jnp.int32) + 1, 0),
+    "more than a byte holds": lambda n: jnp.where(n == 8, 300.0, n + 119.0).astype(jnp.int8).astype(jnp.int32) - 119,
+    "less than a byte holds": lambda n: jnp.where(n == 0, -300.0, n - 128.0).astype(jnp.int8).astype(jnp.int32) + 128,
+    "parts towards zero": lambda n: (n + 0.75).astype(jnp.int32),
+    "within bounds": lambda n: lax.clamp(0, n, 8),
+    "half backwards": lambda n: jnp.concatenate([lax.rev(n, (0,))[:5], n[:4]]),
+    "a row backwards": lambda n: jnp.concatenate([lax.rev(n.reshape(3, 3), (1,))[0], n[3:]]),
+    "a row of columns": lambda n: jnp.concatenate([n.reshape(3, 3).T[0], n.reshape(3, 3)[:, 1:].ravel()]),
+    "every other": lambda n: lax.slice(jnp.arange(20), (1,), (19,), (2,)) // 2,
 }
 # Loops whose steps constants scale that are nowhere zero, and loops of no steps.
 _STEPS = {
@@ -382,6 +398,10 @@ INDEXED = [
     *(
         case(f"inexact index: {name}", lambda x, w, rows=rows: x @ w[rows(jnp.arange(9))], x_(2, 9), w=alone("9 6"))
         for name, rows in _INEXACT.items()
+    ),
+    *(
+        case(f"exact index: {name}", lambda x, w, rows=rows: x @ w[rows(jnp.arange(9))], x_(2, 9), w=w("i9 o6"))
+        for name, rows in _EXACT.items()
     ),
 ]
 
