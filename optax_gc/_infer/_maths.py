@@ -17,7 +17,7 @@ from optax_gc._infer._layout import aligned
 from optax_gc._infer._masks import Tear
 from optax_gc._infer._names import ELEMENTWISE, NONLINEAR, REDUCTIONS, SAME, short
 from optax_gc._infer._uses import Mark, Param, Use
-from optax_gc._infer._values import GONE, Level, Value, has_met_data, joined, level_of
+from optax_gc._infer._values import GONE, Level, Value, has_met_data, joined, level_behind, level_of
 from optax_gc._infer._views import View, hole, same
 from optax_gc._infer._walk import ELEMENT, Rule, Walk
 
@@ -47,7 +47,7 @@ def nonlinear(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value
     """A function of whole axes, known to be no sum: views are read."""
     for value in ins:
         walk.close(value.views, f"enters {short(eqn.name)}")
-    return [Value(level_of(ins))] * len(eqn.outs)
+    return [Value(level_behind(ins))] * len(eqn.outs)
 
 
 def add(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
@@ -178,9 +178,10 @@ def reduction(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value
     axes = set(eqn.first("axes", "dimensions"))
     results = []
     for value in ins:
-        if value.level <= Level.WEIGHT:
+        level = level_behind([value])
+        if level <= Level.WEIGHT:
             walk.summarise(value.views)
-            results.append(Value(value.level))
+            results.append(Value(level))
             continue
         views = value.views
         if eqn.name != "reduce_sum":

@@ -136,7 +136,7 @@ def _activations(
         else [
             t for t in (*side.free, *side.batch) if shape[t] > 1 and not any(t in view.spans() for view in value.views)
         ]
-        for value, side, shape in zip(ins, sides, eqn.shapes, strict=True)
+        for value, side, shape in zip(ins, sides, eqn.shapes[:2], strict=True)
     ]
     if bool(repeated[0]) == bool(repeated[1]):
         return ins, []

@@ -168,6 +168,13 @@ def has_met_data(value: Value) -> bool:
     return value.level == Level.DATA or any(v.scaled or any(dims for _, dims in v.picks) for v in value.views)
 
 
+def level_behind(ins: Iterable[Value]) -> Level:
+    """The level of what is made of values in a way that is not followed: of weights alone, it is still a weight."""
+    ins = list(ins)
+    level = level_of(ins)
+    return Level.WEIGHT if level == Level.SCALED and not any(map(has_met_data, ins)) else level
+
+
 def hidden_by(data: Value, inputs: Iterable[int], axes: Mapping[int, Axis]) -> frozenset[Tear]:
     """The masks in the data that can hide a unit, with all of its inputs.
 

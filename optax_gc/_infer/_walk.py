@@ -16,7 +16,7 @@ from optax_gc._infer._equation import Equation, Shape, dtype_of, open_jaxpr, sha
 from optax_gc._infer._facts import facts_after, may_have_facts
 from optax_gc._infer._names import ALWAYS
 from optax_gc._infer._uses import Mark, Param, Tier, Use
-from optax_gc._infer._values import Level, Value, facts_of, level_of
+from optax_gc._infer._values import Level, Value, facts_of, level_behind, level_of
 from optax_gc._infer._views import View
 
 Rule = Callable[["Walk", Equation, Sequence[Value]], Sequence[Value]]
@@ -289,7 +289,7 @@ def unknown(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     for value in ins:
         walk.refuse([v for v in value.views if not v.product], f"enters the unknown operation {eqn.name}")
     products = [view for value in ins for view in value.views if view.product]
-    level = level_of(ins)
+    level = level_behind(ins)
     if not products or not eqn.outs:
         walk.end(products, eqn, ())
         return [Value(level)] * len(eqn.outs)

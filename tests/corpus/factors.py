@@ -300,6 +300,44 @@ MADE = [
         )
         for made, f in _MADE_OF.items()
     ),
+    *(
+        case(
+            f"{made} of params of a layer",
+            lambda x, k, a, w, f=f: x @ (w[k] @ f(a[k])),
+            [x_(2, 4), jax.ShapeDtypeStruct((), jnp.int32)],
+            a=alone("3 5 5"),
+            w=w("b3 i4 o5", "3 4 5"),
+        )
+        for made, f in _MADE_OF.items()
+    ),
+    *(
+        case(
+            f"{made} of params times a number of the data",
+            lambda x, a, w, f=f: x @ (w @ f(x[0, 0] * a)),
+            x_(2, 4),
+            a=alone("5 5"),
+            w=w("i4 o5", "4 5"),
+        )
+        for made, f in _MADE_OF.items()
+    ),
+    case(
+        "written in a loop, of a layer, behind queries of it",
+        lambda x, k, q, w: jnp.einsum(
+            "bqd,btd->bqt",
+            jnp.tile(q[k][None], (2, 1, 1)) @ lax.fori_loop(0, 5, lambda n, y: y.at[n].set(w[k][n]), jnp.zeros((5, 6))),
+            x,
+        ),
+        [x_(2, 7, 6), jax.ShapeDtypeStruct((), jnp.int32)],
+        q=alone("3 4 5"),
+        w=alone("3 5 6"),
+    ),
+    case(
+        "experts of rows of a param",
+        lambda x, n, p, w: lax.ragged_dot(p * x.max(), w, n),
+        [x_(2, 3), jax.ShapeDtypeStruct((3,), jnp.int32)],
+        p=alone("4 5"),
+        w=w("b3 i5 o6", "3 5 6"),
+    ),
     *spelled("times", _KEYED, [x_(2, 4), KEY], w=w("i4 o5", "4 5")),
 ]
 
