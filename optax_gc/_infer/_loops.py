@@ -21,7 +21,7 @@ from optax_gc._infer._masks import Case, Hiding, Mask, Tear
 from optax_gc._infer._maths import CHOSEN, HIDDEN
 from optax_gc._infer._names import CALLS
 from optax_gc._infer._uses import Mark
-from optax_gc._infer._values import Facts, Level, Value
+from optax_gc._infer._values import Facts, Level, Value, has_met_data
 from optax_gc._infer._views import View, flatten, marked, same
 from optax_gc._infer._walk import Rule, Walk
 
@@ -186,7 +186,7 @@ def _loop(
     """Walks a body until the levels of what it carries rise no more; data are carried as marks."""
     xs = [_step_of(value, step) for value in scanned if step]
     counters = [_counter(body, len(consts), i, value, step, reverse) for i, value in enumerate(carry)]
-    levels = [Level.DATA if value.level == Level.SCALED else value.level for value in carry]
+    levels = [_level(value) for value in carry]
     moved = [False] * len(carry)  # weights that do not come back as they went in
     hides = [value.facts.masks for value in carry]  # what hides it at every step
     anew = [False] * len(carry)  # whether that is another thing at each
@@ -200,14 +200,15 @@ def _loop(
             elif level == Level.DATA:
                 inside.append(Value(level, (marks[-1],), told=Facts(masks=hides[len(inside)])))
             else:
-                inside.append(Value(level, () if lost else value.views, hidden=value.hidden))
+                views = () if lost else value.views
+                inside.append(Value(level if views else min(level, Level.WEIGHT), views, hidden=value.hidden))
         results = walk.jaxpr(body, [*consts, *inside, *xs])
         before = [*levels, *moved, *anew]
         for i, (value, result) in enumerate(zip(carry, results, strict=False)):
             if counters[i]:
                 continue
-            risen = max(levels[i], Level.DATA if result.level == Level.SCALED else result.level)
-            if risen == levels[i] == Level.WEIGHT:
+            risen = max(levels[i], _level(result))
+            if risen == levels[i] and risen in (Level.WEIGHT, Level.SCALED):
                 moved[i] = moved[i] or not _come_back(value.views, result.views)
             levels[i] = risen
             if risen == Level.DATA and not anew[i] and hides[i] != result.facts.masks:
@@ -233,7 +234,7 @@ def _loop(
             outs.append(Value(Level.CONST))
         elif moved[i] and levels[i] < Level.DATA:
             walk.refuse([*value.views, *result.views], "changes in a loop")
-            outs.append(Value(levels[i]))
+            outs.append(Value(min(levels[i], Level.WEIGHT), hidden=value.sources | result.sources))
         elif (mark := marks[i]) is None:
             outs.append(Value(levels[i], result.views, hidden=result.hidden))
         else:
@@ -244,6 +245,11 @@ def _loop(
             told = Facts(masks=facts.masks_after("returned")) if anew[i] else facts
             outs.append(Value(Level.DATA, views, told=told))
     return [*outs, *stacked]
+
+
+def _level(value: Value) -> Level:
+    """What a loop carries is data where it differs from place to place as the data do."""
+    return Level.DATA if value.level == Level.SCALED and has_met_data(value) else value.level
 
 
 def _without(walk: Walk, views: Sequence[View], sums: Set[Mark], leaks: set[Mark]) -> tuple[View, ...]:

@@ -320,6 +320,26 @@ MADE = [
         )
         for made, f in _MADE_OF.items()
     ),
+    *spelled(
+        "behind a loop over params times a number of the data",
+        {
+            "fori_loop": lambda x, q, a: x @ (q @ lax.fori_loop(0, 3, lambda k, y: tanh(y) * 2, x[0, 0] * a)),
+            "while_loop": lambda x, q, a: (
+                x @ (q @ lax.while_loop(lambda at: at[0] < 3, lambda at: (at[0] + 1, tanh(at[1])), (0, x[0, 0] * a))[1])
+            ),
+            "scan": lambda x, q, a: x @ (q @ lax.scan(lambda y, k: (y.T + k, None), x[0, 0] * a, jnp.arange(3.0))[0]),
+        },
+        x_(2, 3),
+        q=w("i3 o5", "3 5"),
+        a=alone("5 5"),
+    ),
+    case(
+        "behind a loop over params of a layer",
+        lambda x, k, q, a: x @ (q[k] @ lax.fori_loop(0, 3, lambda k, y: tanh(y) * 2, a[k])),
+        [x_(2, 3), jax.ShapeDtypeStruct((), jnp.int32)],
+        q=w("b3 i3 o5", "3 3 5"),
+        a=alone("3 5 5"),
+    ),
     case(
         "written in a loop, of a layer, behind queries of it",
         lambda x, k, q, w: jnp.einsum(
