@@ -178,16 +178,17 @@ def reduction(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value
     axes = set(eqn.first("axes", "dimensions"))
     results = []
     for value in ins:
-        level = level_behind([value])
-        if level <= Level.WEIGHT:
+        if value.level <= Level.WEIGHT:
             walk.summarise(value.views)
-            results.append(Value(level))
+            results.append(Value(value.level))
             continue
         views = value.views
         if eqn.name != "reduce_sum":
             walk.close(views, f"{ELEMENT} and is reduced")
             views = ()
-        results.append(Value(Level.DATA, tuple(found for view in views for found in _reduced(walk, view, axes))))
+        found = tuple(found for view in views for found in _reduced(walk, view, axes))
+        weights_alone = not found and level_behind([value]) == Level.WEIGHT
+        results.append(Value(Level.WEIGHT if weights_alone else Level.DATA, found))
     return results[: len(eqn.outs)]
 
 

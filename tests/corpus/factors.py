@@ -351,6 +351,15 @@ MADE = [
         q=alone("3 4 5"),
         w=alone("3 5 6"),
     ),
+    *(
+        case(
+            f"beside its sum over {n}, times a number of the data",
+            lambda x, w: (x @ w, (x[0, 0] * w).sum(1)),
+            x_(2, 3),
+            w=alone(f"3 {n}"),
+        )
+        for n in (1, 4)
+    ),
     case(
         "experts of rows of a param",
         lambda x, n, p, w: lax.ragged_dot(p * x.max(), w, n),
