@@ -319,4 +319,4 @@ def _aside(jaxpr: Any) -> set[int]:
 
 def _is_backward(eqn: Any) -> bool:
     stack = getattr(eqn.source_info.name_stack, "stack", ())
-    return bool(stack) and any(getattr(step, "name", "") == "transpose" for step in stack)
+    return any(getattr(step, "name", "") == "transpose" for step in stack)

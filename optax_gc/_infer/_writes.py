@@ -30,10 +30,9 @@ class _Windows(NamedTuple):
 def dynamic_update_slice(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """At a constant start the update lies there; products that are written where the data choose are somewhere."""
     operand, update, *starts = ins
-    shape, at = eqn.shapes[1], [numbers(value) for value in starts]
-    known = [start for loops, start in filter(None, at) if not loops]
-    if len(known) == len(shape):
-        first = np.clip(np.asarray(known, int).reshape(1, -1), 0, np.subtract(eqn.out, shape))
+    shape, at = eqn.shapes[1], [_fixed(value, level_of(ins)) for value in starts]
+    if all(start is not None for start in at):
+        first = np.clip(np.asarray(at, int).reshape(1, -1), 0, np.subtract(eqn.out, shape))
         windows = _Windows(first, np.asarray(shape, int), frozenset(), tuple(range(len(shape))))
         if written := _written(walk, eqn, operand, update, windows, over=True):
             return written
@@ -51,23 +50,31 @@ def scatter(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """What constants put at places of its own is there; the rest may be added up."""
     operand, index, update = ins
     form = eqn["dimension_numbers"]
-    # Where products are written need not be known, so it is only asked for where it costs nothing.
-    at = cheap_numbers(index) if level_of(ins) == Level.DATA else numbers(index)
-    if at is None or at[0]:
+    at = _fixed(index, level_of(ins))
+    if at is None:
         return unknown(walk, eqn, ins)
     inserted = frozenset((*form.inserted_window_dims, *form.operand_batching_dims))
     own = tuple(form.update_window_dims)
     kept = [t for t in range(len(eqn.out)) if t not in inserted]
     widths = np.ones(len(eqn.out), int)
     widths[kept] = [eqn.shapes[2][o] for o in own]
-    grid = np.indices(at[1].shape[:-1])
-    first = np.zeros((*at[1].shape[:-1], len(eqn.out)), int)
-    first[..., list(form.scatter_dims_to_operand_dims)] = at[1]
+    grid = np.indices(at.shape[:-1])
+    first = np.zeros((*at.shape[:-1], len(eqn.out)), int)
+    first[..., list(form.scatter_dims_to_operand_dims)] = at
     for t, axis in zip(form.operand_batching_dims, form.scatter_indices_batching_dims, strict=True):
         first[..., t] = grid[axis]
     windows = _Windows(first.reshape(-1, len(eqn.out)), widths, inserted, own)
     written = _written(walk, eqn, operand, update, windows, over=eqn.name == "scatter")
     return written or unknown(walk, eqn, ins)
+
+
+def _fixed(index: Value, level: Level) -> np.ndarray | None:
+    """The numbers of a constant index that is the same at every step of a loop."""
+    if index.known is None or index.known.loops:
+        return None
+    # Where products are written need not be known, so it is only asked for where it costs nothing.
+    found = cheap_numbers(index) if level == Level.DATA else numbers(index)
+    return found and found[1]
 
 
 def _written(
@@ -131,8 +138,8 @@ def _placed(view: View, windows: _Windows, cells: np.ndarray, out: Shape) -> Vie
         return found
     view = flatten(view, 0)
     new = {t: Dim(out[t]) for t in sorted(inserted)}
-    numbers = cells.reshape([dim.size for dim in new.values()])
-    view = view.take(view.axes[0].dims[0], np.maximum(numbers, 0), tuple(new.values()), numbers >= 0)
+    cells = cells.reshape([dim.size for dim in new.values()])
+    view = view.take(view.axes[0].dims[0], np.maximum(cells, 0), tuple(new.values()), cells >= 0)
     rest = iter(view.axes[1:])
     return view.replace(axes=tuple(Axis((new[t],)) if t in new else next(rest) for t in range(len(out))))
 

@@ -73,6 +73,13 @@ _PRODUCTS = {
     "halves": lambda x, w: _zeros(2, 6).at[:, :2].set(x @ w[:, :2]).at[:, 2:].set(x @ w[:, 2:]),
     "over data": lambda x, w: jnp.pad(x, ((0, 0), (0, 1))).at[:, _COLUMNS].set(x @ w),
 }
+_STEPS = np.arange(70_000)  # more than an index is followed along
+_IN_A_LONG_LOOP = {
+    "a slice": lambda x, w: lax.scan(
+        lambda y, k: (lax.dynamic_update_slice(y, (x @ w)[None], (k % 8, 0, 0)), None), _zeros(8, 2, 6), _STEPS
+    )[0],
+    "rows": lambda x, w: lax.scan(lambda y, k: (y.at[k % 8].set(x @ w), None), _zeros(8, 2, 6), _STEPS)[0],
+}
 _BATCH = {
     "experts": lambda x, w: tanh(_zeros(4, 2, 6).at[np.array([2, 0, 3, 1])].set(jnp.einsum("ebi,eio->ebo", x, w))),
     "some of more experts": lambda x, w: tanh(_zeros(9, 2, 6).at[np.array([2, 0, 8, 1])].set(x @ w)),
@@ -102,6 +109,7 @@ def _by(kernels: dict[str, Any]) -> dict[str, Any]:
 CASES = [
     *spelled("written", _by(_WRITTEN), _X, w=w("i5 o6")),
     *spelled("product written", _PRODUCTS, _X, w=w("i5 o6")),
+    *spelled("product written in a long loop", _IN_A_LONG_LOOP, _X, w=w("i5 o6")),
     *spelled("batch of products written", _BATCH, x_(4, 2, 5), w=w("b4 i5 o6")),
     case(
         "written: a row over it, from another",
