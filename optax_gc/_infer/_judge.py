@@ -323,7 +323,7 @@ def _listed(views: Sequence[View], shape: tuple[int, ...]) -> tuple[int, ...]:
     for row in np.unique(np.sort(np.concatenate(parts, 1), 1), axis=0):
         if not len(entries := np.unique(row[row >= 0])):
             continue
-        positions = np.unravel_index(entries, shape)
+        positions = [entries // stride % size for stride, size in zip(strides, shape, strict=True)]
         axes = tuple(a for a, at in enumerate(positions) if len(np.unique(at)) > 1)
         if len(entries) != math.prod(shape[a] for a in axes):
             raise UnfollowedError(IN_PART)

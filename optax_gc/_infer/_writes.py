@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -32,7 +33,8 @@ def dynamic_update_slice(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Seq
     operand, update, *starts = ins
     shape, at = eqn.shapes[1], [_fixed(value, level_of(ins)) for value in starts]
     if all(start is not None for start in at):
-        first = np.clip(np.asarray(at, int).reshape(1, -1), 0, np.subtract(eqn.out, shape))
+        most = np.asarray(eqn.out, int) - np.asarray(shape, int)
+        first = np.clip(np.asarray(at, int).reshape(1, -1), 0, most)
         windows = _Windows(first, np.asarray(shape, int), frozenset(), tuple(range(len(shape))))
         if written := _written(walk, eqn, operand, update, windows, over=True):
             return written
@@ -63,7 +65,7 @@ def scatter(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     first[..., list(form.scatter_dims_to_operand_dims)] = at
     for t, axis in zip(form.operand_batching_dims, form.scatter_indices_batching_dims, strict=True):
         first[..., t] = grid[axis]
-    windows = _Windows(first.reshape(-1, len(eqn.out)), widths, inserted, own)
+    windows = _Windows(first.reshape(math.prod(at.shape[:-1]), len(eqn.out)), widths, inserted, own)
     written = _written(walk, eqn, operand, update, windows, over=eqn.name == "scatter")
     return written or unknown(walk, eqn, ins)
 
@@ -111,15 +113,16 @@ def _cells(windows: _Windows, out: Shape) -> np.ndarray | None:
         return None
     if len(first) != 1 and any(part[t] and t not in inserted for t in range(len(out))):
         return None
-    sizes = np.where(part, out, 1)
-    if sizes.prod(dtype=float) > LIMIT:
+    sizes = [size if parts else 1 for size, parts in zip(out, part.tolist(), strict=True)]
+    if math.prod(sizes) > LIMIT:
         return None
-    cells = np.full(sizes, -1)
-    if len(first) == 1:
-        cells[tuple(map(slice, first[0], first[0] + widths))] = 0
-        return cells
-    cells[tuple(first.T)] = np.arange(len(first))
-    return cells if np.count_nonzero(cells >= 0) == len(first) else None
+    within = np.indices(np.where(part, widths, 1)).reshape(len(out), -1 if out else 1)
+    strides = np.array([math.prod(sizes[t + 1 :]) for t in range(len(out))], int)
+    # By window, and position in the window.
+    places = ((first * part) @ strides)[:, None] + strides @ within
+    cells = np.full(math.prod(sizes), -1)
+    cells[places] = np.arange(len(first))[:, None]
+    return cells.reshape(sizes) if np.count_nonzero(cells >= 0) == places.size else None
 
 
 def _placed(view: View, windows: _Windows, cells: np.ndarray, out: Shape) -> View | None:

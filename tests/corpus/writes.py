@@ -146,6 +146,33 @@ CASES = [
         w=w("i5 o4"),
     ),
     *spelled("forms by constants", _by(_CHOSEN), _X, w=w("i5 o6")),
+    *spelled(
+        "number written",
+        {
+            "alone": lambda x, s, w: (x * _zeros().at[()].set(s)) @ w,
+            "alone, added": lambda x, s, w: (x * _zeros().at[()].add(s)) @ w,
+            "alone, a slice": lambda x, s, w: (x * lax.dynamic_update_slice(_zeros(), s, ())) @ w,
+            "into a row": lambda x, s, w: (x * _zeros(5).at[2].set(s)) @ w,
+            "into a kernel": lambda x, s, w: x @ _zeros(5, 6).at[2, 3].set(s) + x @ w,
+            "on a diagonal": lambda x, s, w: x @ _zeros(5, 6).at[np.arange(5), np.arange(5)].set(s) + x @ w,
+        },
+        _X,
+        s=alone(""),
+        w=w("i5 o6"),
+    ),
+    case(
+        "product written: by parts that start anywhere",
+        lambda x, w: jax.vmap(lambda y, k: lax.dynamic_update_slice(_zeros(9), y, (k,)))(x @ w, np.array([1, 3])),
+        _X,
+        w=w("i5 o6"),
+    ),
+    case(
+        "written: added to another",
+        lambda x, a, b: x @ a.at[_ROWS].add(b),
+        _X,
+        a=w("i5 o6"),
+        b=w("i5 o6"),
+    ),
 ]
 HARD = [
     *spelled(
@@ -154,6 +181,11 @@ HARD = [
             {
                 "rows over themselves": lambda w: w.at[1:].set(w[:-1]),
                 "two rows added to one": lambda w: _zeros(5, 6).at[np.array([0, 1, 1, 2, 0])].add(w),
+                "outside by one": lambda w: _zeros(5, 6).at[np.array([0, 1, 2, 3, 5])].set(w),
+                "outside, in front": lambda w: _zeros(5, 6).at[np.array([-6, 1, 2, 3, 4])].set(w),
+                "in a part of what is too large": lambda w: lax.dynamic_update_slice(_zeros(3000, 3000), w, (1, 2))[
+                    1:6, 2:8
+                ],
                 "outside": lambda w: _zeros(5, 6).at[np.array([0, 1, 2, 3, 9])].set(w),
                 "in a loop": lambda w: lax.fori_loop(0, 5, lambda k, y: y.at[k].set(w[k]), _zeros(5, 6)),
             }
