@@ -15,6 +15,7 @@ from optax_gc._axes import ParamAxes, PyTree, WeightAxes, named_leaves
 from optax_gc._infer import _choices, _devices, _loops, _maths, _pieces, _products, _writes
 from optax_gc._infer._arrays import LIMIT
 from optax_gc._infer._decide import decide, votes_of
+from optax_gc._infer._equation import references
 from optax_gc._infer._masks import Hiding, Mask
 from optax_gc._infer._source import source_line
 from optax_gc._infer._uses import Param
@@ -133,7 +134,7 @@ def _depends(jaxpr: Any, n_params: int) -> bool:
     made = set(jaxpr.invars[:n_params])
     for eqn in jaxpr.eqns:
         if any(type(atom) is not jex.Literal and atom in made for atom in eqn.invars):
-            made.update(eqn.outvars)
+            made.update((*eqn.outvars, *references(eqn)))
     return any(type(atom) is not jex.Literal and atom in made for atom in jaxpr.outvars)
 
 

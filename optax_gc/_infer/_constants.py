@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_gc._infer._arrays import LIMIT, Dim, Dims, UnfollowedError, in_order, size_of
+from optax_gc._infer._equation import dtype_of
 from optax_gc._infer._names import ELEMENTWISE, FOLDED, LAYOUT, NONLINEAR, REDUCTIONS, SAME
 
 
@@ -165,7 +166,7 @@ def step_of(loop: Dim) -> Constant:
 
 def folded(eqn: Any, operands: Iterable[Constant], result: int) -> Constant | None:
     """The result of an operation on constants, or None where it is none that can be carried out here."""
-    name, dtype = eqn.primitive.name, eqn.outvars[result].aval.dtype
+    name, dtype = eqn.primitive.name, dtype_of(eqn.outvars[result])
     if name not in _FOLDABLE or not isinstance(dtype, np.dtype):
         return None
     cheap = name in _CHEAP and dtype.kind in KINDS

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+from jax import core
 
 from optax_gc._infer._arrays import UnfollowedError
 
@@ -35,6 +38,16 @@ def dtype_of(atom: Any) -> Any:
 
 def shape_of(atom: Any) -> Shape:
     return tuple(getattr(atom.aval, "shape", ()))
+
+
+def is_array(atom: Any) -> bool:
+    """Whether it is an array, and no reference to one, nor a token."""
+    return isinstance(atom.aval, core.ShapedArray)
+
+
+def references(eqn: Any) -> Sequence[Any]:
+    """What an equation reads from or writes into, or makes, that is no array."""
+    return [atom for atom in (*eqn.invars, *eqn.outvars) if not is_array(atom)] if eqn.effects else ()
 
 
 def open_jaxpr(jaxpr: Any) -> Any:

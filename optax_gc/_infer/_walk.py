@@ -12,7 +12,7 @@ import jax.extend.core as jex
 
 from optax_gc._infer._arrays import Dim, UnfollowedError, blank
 from optax_gc._infer._constants import folded, literal
-from optax_gc._infer._equation import Equation, Shape, dtype_of, open_jaxpr, shape_of
+from optax_gc._infer._equation import Equation, Shape, dtype_of, is_array, open_jaxpr, references, shape_of
 from optax_gc._infer._facts import facts_after, may_have_facts
 from optax_gc._infer._names import ALWAYS
 from optax_gc._infer._uses import Mark, Param, Tier, Use
@@ -77,7 +77,10 @@ class Walk:
         jaxpr = open_jaxpr(jaxpr)
         env: dict[Any, Value] = {}
         for var, const in zip(jaxpr.constvars, consts, strict=True):
-            env[var] = Value(self.captured, known=literal(const), told=functools.partial(facts_of, const))
+            if is_array(var):
+                env[var] = Value(self.captured, known=literal(const), told=functools.partial(facts_of, const))
+            else:
+                env[var] = Value(Level.DATA)
         env.update(zip(jaxpr.invars, ins, strict=True))
 
         def read(atom: Any) -> Value:
@@ -86,7 +89,7 @@ class Walk:
             return env[atom]
 
         outside, self.eqns = self.eqns, jaxpr.eqns
-        aside = set() if self.opaque else _aside(jaxpr)
+        aside = set() if self.opaque else _aside(jaxpr, within=bool(self.trail))
         for eqn in jaxpr.eqns:
             outer = self.trail, self.backward, self.aside
             self.trail = (eqn, *self.trail)
@@ -98,6 +101,8 @@ class Walk:
 
     def _equation(self, eqn: Any, ins: list[Value]) -> Sequence[Value]:
         name = eqn.primitive.name
+        if name not in ALWAYS and references(eqn):
+            return referring(self, eqn, ins)
         rule = self._rules.get(name)
         # What has no elements holds nothing, whatever it is made of.
         if name not in ALWAYS and (
@@ -201,7 +206,7 @@ class Walk:
                 continue
             self.ended[view.use] = None
             tier = view.use.tier if view.product and view.use else self.tier(view)
-            if view.stopped:
+            if view.stopped or self.aside:
                 tier = max(tier, Tier.NO_GRADIENT)
             self.remark(view, tier, view.bad or ("lookup table" if view.picks and not view.product else reason))
 
@@ -298,6 +303,12 @@ def unknown(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     return [Value(level, tuple(views)) for views in shaped]
 
 
+def referring(walk: Walk, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
+    """A reference may hold anything: what is read from it is data, and what is written into it is left alone."""
+    refused(walk, eqn, ins, f"enters the unknown operation {eqn.primitive.name}")
+    return [Value(Level.DATA)] * len(eqn.outvars)
+
+
 def refused(walk: Walk, eqn: Any, ins: Sequence[Value], reason: str) -> Sequence[Value]:
     """A form of a known operation that is not followed."""
     for value in ins:
@@ -305,12 +316,16 @@ def refused(walk: Walk, eqn: Any, ins: Sequence[Value], reason: str) -> Sequence
     return [Value(level_of(ins))] * len(eqn.outvars)
 
 
-def _aside(jaxpr: Any) -> set[int]:
-    """The equations whose results reach those of the jaxpr through `stop_gradient` alone, by identity."""
-    needed = set(map(id, jaxpr.outvars))
+def _aside(jaxpr: Any, within: bool) -> set[int]:
+    """The equations whose results reach those of the jaxpr through `stop_gradient` alone, by identity.
+
+    References from outside may be read outside, if the jaxpr is within another one.
+    """
+    given = [var for var in (*jaxpr.constvars, *jaxpr.invars) if within and not is_array(var)]
+    needed = set(map(id, (*jaxpr.outvars, *given)))
     aside: set[int] = set()
     for eqn in reversed(jaxpr.eqns):
-        if needed.isdisjoint(map(id, eqn.outvars)):
+        if needed.isdisjoint(map(id, (*eqn.outvars, *references(eqn)))):
             aside.add(id(eqn))
         elif eqn.primitive.name != "stop_gradient":
             needed.update(map(id, eqn.invars))

@@ -113,10 +113,10 @@ def _cells(windows: _Windows, out: Shape) -> np.ndarray | None:
         return None
     if len(first) != 1 and any(part[t] and t not in inserted for t in range(len(out))):
         return None
-    sizes = [size if parts else 1 for size, parts in zip(out, part.tolist(), strict=True)]
+    sizes, filled = ([n if parts else 1 for n, parts in zip(of, part, strict=True)] for of in (out, widths.tolist()))
     if math.prod(sizes) > LIMIT:
         return None
-    within = np.indices(np.where(part, widths, 1)).reshape(len(out), -1 if out else 1)
+    within = np.indices(filled).reshape(len(out), math.prod(filled))
     strides = np.array([math.prod(sizes[t + 1 :]) for t in range(len(out))], int)
     # By window, and position in the window.
     places = ((first * part) @ strides)[:, None] + strides @ within

@@ -87,7 +87,8 @@ def supports(program: Program, linear: Callable[[Any, Args], Any] | None = None,
     size = math.prod(program.shape)
     units = np.eye(size, dtype=np.float32).reshape(size, *program.shape)
 
-    def values(args: Args) -> Any:
+    # The units are an argument: XLA of JAX 0.6.2 folds some programs of constant ones to other numbers.
+    def values(units: Any, args: Args) -> Any:
         outputs = jax.vmap(lambda w: jax.tree.leaves(linear(w, args)))(units)
         return jnp.concatenate([y.reshape(size, -1).astype(jnp.float32) for y in outputs], 1)
 
@@ -103,10 +104,10 @@ def supports(program: Program, linear: Callable[[Any, Args], Any] | None = None,
                 args[name] = numbers.uniform(0.5, 1.5, size=struct.shape).astype(np.float32)
         drawn.append(args)
     options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    run = jax.jit(values).lower(drawn[0]).compile(compiler_options=options)
+    run = jax.jit(values).lower(units, drawn[0]).compile(compiler_options=options)
     result = []
     for args in drawn:
-        jacobian = np.abs(np.asarray(run(args))).T.reshape(-1, *program.shape)
+        jacobian = np.abs(np.asarray(run(units, args))).T.reshape(-1, *program.shape)
         # Of positive numbers of like size; what is left of a cancellation (an FFT's zeros) is far below.
         result.append(jacobian > 1e-4 * max(1e-30, jacobian.max(initial=0)))
     return result

@@ -493,6 +493,8 @@ def draw(seed: int) -> Program:
             shape = _shape(chain[-1], shape, make)
             text.append(f"use {len(uses)}: {chain[-1][0]} -> {shape}")
         over = make.some(range(len(shape)), 1) if make.chance(0.5) else [_axis(make, shape)]
+        if math.prod(shape[k] for k in over) == 1:  # One number is a factor, not an input.
+            over = [k for k in range(len(shape)) if shape[k] > 1][:1] or over
         chain.append(_product(make, shape, over))
         text.append(f"use {len(uses)}: over {over}: {chain[-1][0]}")
         uses.append(chain)

@@ -228,8 +228,10 @@ def normalised(make: Maker, spec: tuple[Axis, ...]) -> Load:
 
 
 def masked(make: Maker, spec: tuple[Axis, ...]) -> Load:
+    """Times zeros and ones, of which one unit is whole, so that each input is one."""
     inner = stored(make, spec)
     mask = np.random.default_rng(make.random.randrange(99)).integers(0, 2, sizes(spec))
+    mask[tuple(slice(None) if axis.role == "in" else 0 for axis in spec)] = 1
     where = make.chance(0.5)
     return lambda params, batch: jnp.where(mask, inner(params, batch), 0.0) if where else inner(params, batch) * mask
 

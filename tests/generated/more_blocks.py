@@ -190,7 +190,8 @@ def convolution(make: Maker, d: int, m: int) -> Apply:
             return act(y).reshape(*h.shape[:2], stride, m).mean(2)
 
         return transposed
-    w = make.kernel(("in", k), ("in", d // groups), ("out", m))
+    # In groups, outputs share the data with others of their group alone.
+    w = make.kernel(("in", k), ("in", d // groups), ("out" if groups == 1 else "copy", m))
     options = {"window_strides": (1,), "padding": [padding], "rhs_dilation": (dilation,), "feature_group_count": groups}
     if how == "library":
         return lambda p, h: lax.conv_general_dilated(h, p[w], dimension_numbers=("NWC", "WIO", "NWC"), **options)
