@@ -33,9 +33,9 @@ _COMPARISONS = frozenset({"lt", "le", "gt", "ge", "ne"})
 
 def call(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """The body stands in the place of the call."""
-    outer, walk.opaque = walk.opaque, walk.opaque or eqn.name.startswith("custom_")
+    outer, walk.opaque = walk.opaque, walk.opaque or eqn.name.startswith(("custom_jvp", "custom_vjp", "custom_lin"))
     try:
-        return walk.jaxpr(eqn.first("jaxpr", "call_jaxpr", "fun_jaxpr"), ins)
+        return walk.jaxpr(eqn.first("jaxpr", "call_jaxpr", "fun_jaxpr", "call"), ins)
     finally:
         walk.opaque = outer
 

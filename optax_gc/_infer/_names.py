@@ -34,7 +34,7 @@ FOLDED = _names(
 # Functions that are walked as if they stood in the place of their call.
 CALLS = _names(
     """jit pjit closed_call core_call remat remat2 checkpoint custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr
-    custom_lin eval_jaxpr xla_call"""
+    custom_lin custom_vmap_call composite eval_jaxpr xla_call"""
 )
 # What a rule must see though no operand holds anything of the params.
 ALWAYS = CALLS | _names("cond scan while shard_map axis_index")

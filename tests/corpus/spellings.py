@@ -17,7 +17,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from corpus._case import Case
-from corpus._leaves import alone, case, sharded, spelled, w, with_gradient, x_
+from corpus._leaves import alone, case, sharded, spelled, tokens, w, with_gradient, x_
 from corpus._loops import LOOPS, N, dense, item, parts, scan, steps, while_loop
 
 tanh = jnp.tanh
@@ -728,9 +728,83 @@ GRADIENTS = [
 ]
 
 
+@jax.custom_batching.custom_vmap
+def _with_a_batching_rule(x: jax.Array, w: jax.Array) -> jax.Array:
+    return x @ w
+
+
+@_with_a_batching_rule.def_vmap
+def _batched(size: int, batched: Any, x: jax.Array, w: jax.Array) -> tuple[jax.Array, bool]:
+    return x @ w, True
+
+
+@jax.custom_batching.custom_vmap
+def _stopped_with_a_batching_rule(x: jax.Array, w: jax.Array) -> jax.Array:
+    return lax.stop_gradient(x @ (w @ w.T))[:, :1]
+
+
+@_stopped_with_a_batching_rule.def_vmap
+def _stopped_batched(size: int, batched: Any, x: jax.Array, w: jax.Array) -> tuple[jax.Array, bool]:
+    return lax.stop_gradient(x @ (w @ w.T))[..., :1], True
+
+
+_CALLED: dict[str, Any] = {
+    "with a batching rule": _with_a_batching_rule,
+    "with a batching rule, vmapped": lambda x, w: jax.vmap(_with_a_batching_rule, (0, None))(x, w),
+    "composite": lambda x, w: lax.composite(jnp.matmul, "corpus.product")(x, w),
+    "stopped in one with a batching rule": lambda x, w: x @ w + _stopped_with_a_batching_rule(x, w),
+}
+
+# The data choose which layer an example goes through, or the whole batch.
+
+
+_CHOSEN_LAYER: dict[str, Any] = {
+    "where, each example": lambda x, on, w: jnp.where((on > 0)[:, None], x @ w[0], x @ w[1]),
+    "by factors": lambda x, on, w: (
+        (on > 0)[:, None] * (x @ w[0]) + (1 - (on > 0).astype(x.dtype))[:, None] * (x @ w[1])
+    ),
+    "by factors, not": lambda x, on, w: (on > 0)[:, None] * (x @ w[0]) + ~(on > 0)[:, None] * (x @ w[1]),
+    "cond": lambda x, on, w: lax.cond(on[0] > 0, lambda: x @ w[0], lambda: x @ w[1]),
+    "switch, each example": lambda x, on, w: jax.vmap(
+        lambda x, on: lax.switch(on, [lambda: x @ w[0], lambda: x @ w[1]])
+    )(x, on),
+    "an index": lambda x, on, w: x @ w[on[0]],
+    "an index, each example": lambda x, on, w: jnp.einsum("bi,bio->bo", x, w[on]),
+    "an index of the products": lambda x, on, w: (x @ w)[on[0]],
+    "cond of masked data": lambda x, on, w: lax.cond(
+        on[0] > 0, lambda x: x @ w[0], lambda x: x @ w[1], jnp.where((on > 0)[:, None], x, 0.0)
+    ),
+    "by gates": lambda x, on, w: (on > 0)[:, None] * (x @ w[0]) + (on > 1)[:, None] * (x @ w[1]),
+}
+_UNSURE_LAYER: dict[str, Any] = {
+    "where, the weights": lambda x, on, w: x @ jnp.where(on[0] > 0, w[0], w[1]),
+    "where, or nothing": lambda x, on, w: (
+        jnp.where((on > 0)[:, None], x @ w[0], 0.0) + jnp.where((on > 0)[:, None], 0.0, x @ w[1])
+    ),
+    "in a loop": lambda x, on, w: lax.scan(
+        lambda y, at: (jnp.where(on[0] == at[0], x @ at[1], y), None), jnp.zeros((2, 6)), (jnp.arange(2), w)
+    )[0],
+}
+# Each layer is chosen by itself, so that an output may be the sum of both.
+_CHOSEN_APART: dict[str, Any] = {
+    "where": lambda x, on, w: jnp.where((on > 0)[:, None], x @ w[0], 0.0) + jnp.where((on > 1)[:, None], x @ w[1], 0.0),
+    "where, both ways": lambda x, on, w: (
+        jnp.where((on > 0)[:, None], x @ w[0], 0.0) + jnp.where((on > 1)[:, None], 0.0, x @ w[1])
+    ),
+    "cond": lambda x, on, w: (
+        lax.cond(on[0] > 0, lambda: x @ w[0], lambda: jnp.zeros((2, 6)))
+        + lax.cond(on[1] > 0, lambda: x @ w[1], lambda: jnp.zeros((2, 6)))
+    ),
+    "masked data": lambda x, on, w: (
+        jnp.where((on > 0)[:, None], x, 0.0) @ w[0] + jnp.where((on > 1)[:, None], x, 0.0) @ w[1]
+    ),
+}
+
 CASES = [
     *spelled("layers", _through(dense), _X, w=w("b4 i5 o5")),
+    *spelled("called", _CALLED, _X, w=w("i5 o6")),
     *spelled("residual layers", _RESIDUALS, x_(2, 6), w=_BLOCKS),
+    *spelled("a layer that the data choose", _CHOSEN_LAYER, (_X, tokens(2)), check_batch=False, w=w("b2 i5 o6")),
     *spelled("sum over parts", _SUMS, _PARTS, w=w("i4 i5 o6")),
     *spelled("inputs in chunks", _CHUNKED_IN, x_(2, 20), w=w("i20 o6")),
     *spelled("outputs in chunks", _CHUNKED_OUT, x_(2, 6), check_batch=False, w=w("i6 o20")),
@@ -744,6 +818,8 @@ CASES = [
     *GRADIENTS,
 ]
 HARD = [
+    *spelled("a layer that the data choose", _UNSURE_LAYER, (_X, tokens(2)), w=w("b2 i5 o6")),
+    *spelled("chosen apart", _CHOSEN_APART, (_X, tokens(2)), w=w("i2 i5 o6")),
     *ADDED,
     *spelled("sums of a loop in part", _IN_PART, _ENSEMBLE, w=alone("4 5 6")),
     *spelled("products of a loop", _ONE_STEP, _ENSEMBLE, w=w("b4 i5 o6")),
