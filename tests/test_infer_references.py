@@ -91,3 +91,34 @@ def test_a_token_is_nothing_that_can_be_computed_with():
         return x @ params["w"] if token is not None else x
 
     assert infer_axes(model, {"w": W}, X)["w"].in_axes == (0,)
+
+
+REFERRED = [lambda w: w[...], lambda w: w[:], lambda w: w[:, :]]
+
+
+@pytest.mark.parametrize("read", REFERRED)
+def test_a_param_may_be_a_reference(read):
+    params = {"w": new_ref(jnp.ones((5, 6))), "v": new_ref(jnp.ones((4, 6)))}
+    plan = infer_axes(lambda params, x: jnp.tanh(x @ read(params["w"])) @ read(params["v"]).T, params, X)
+    assert plan["w"].in_axes == (0,)
+    assert plan["v"].in_axes == (1,)
+
+
+def test_a_part_of_a_param_that_is_a_reference_is_left_alone():
+    params = {"w": new_ref(jnp.ones((5, 5)))}
+    for read in (lambda w: w[jnp.arange(5)[::-1]], lambda w: w[:, jnp.array([0, 0, 1, 1, 2])], lambda w: w[:, 1:]):
+        plan = infer_axes(lambda params, x, read=read: x @ read(params["w"]), params, X)
+        assert plan["w"] is None
+        assert "enters the unknown operation get" in plan.why["w"]
+
+
+def test_what_was_written_into_a_param_is_data():
+    params = {"cache": new_ref(jnp.zeros((2, 5))), "w": jnp.ones((5, 6))}
+
+    def model(params, x):
+        params["cache"][...] = x
+        return params["cache"][...] @ params["w"]
+
+    plan = infer_axes(model, params, X)
+    assert plan["cache"] is None
+    assert plan["w"].in_axes == (0,)

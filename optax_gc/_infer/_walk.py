@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.extend.core as jex
 
 from optax_gc._infer._arrays import Dim, UnfollowedError, blank
@@ -70,6 +71,7 @@ class Walk:
         self.ended: dict[Use | None, None] = {}
         self._settled: dict[Use | None, None] = {}
         self._read: dict[Mark, None] = {}
+        self.written: frozenset[Param | Mark] = frozenset()  # through references
 
     def jaxpr(self, jaxpr: Any, ins: Sequence[Value]) -> list[Value]:
         """Walks a jaxpr and returns what is known of its results."""
@@ -304,9 +306,20 @@ def unknown(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
 
 
 def referring(walk: Walk, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
-    """A reference may hold anything: what is read from it is data, and what is written into it is left alone."""
-    refused(walk, eqn, ins, f"enters the unknown operation {eqn.primitive.name}")
-    return [Value(Level.DATA)] * len(eqn.outvars)
+    """A reference to a param that nobody wrote into is read as the param; what else is read from one is data."""
+    (ref, *_), name = ins, eqn.primitive.name
+    if name == "get" and _is_read_whole(eqn) and ref.views and walk.written.isdisjoint(ref.sources):
+        return [ref]
+    if name != "get":
+        walk.written |= ref.sources
+    return [Value(Level.DATA)] * len(refused(walk, eqn, ins, f"enters the unknown operation {name}"))
+
+
+def _is_read_whole(eqn: Any) -> bool:
+    if "tree" not in eqn.params or len(eqn.invars) > 1 or shape_of(eqn.outvars[0]) != shape_of(eqn.invars[0]):
+        return False
+    # Slices as long as the axes take all that is there, in its order.
+    return all(type(step).__name__ == "NDIndexer" for step in jax.tree.unflatten(eqn.params["tree"], ()))
 
 
 def refused(walk: Walk, eqn: Any, ins: Sequence[Value], reason: str) -> Sequence[Value]:
