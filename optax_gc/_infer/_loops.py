@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax.extend.core as jex
@@ -13,21 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_gc._infer._arrays import Axis, Dim, blank
+from optax_gc._infer._carries import carried, come_back, without
 from optax_gc._infer._choices import choice, one_of
 from optax_gc._infer._constants import ON_NUMBERS, Constant, fold, step_of
 from optax_gc._infer._equation import Equation, dtype_of, open_jaxpr, shape_of
 from optax_gc._infer._facts import facts_of_choice
-from optax_gc._infer._masks import Case, Hiding, Mask, Tear
-from optax_gc._infer._maths import CHOSEN, HIDDEN
+from optax_gc._infer._masks import Hiding, Mask
 from optax_gc._infer._names import CALLS
 from optax_gc._infer._uses import Mark
 from optax_gc._infer._values import Facts, Level, Value, has_met_data
-from optax_gc._infer._views import View, flatten, marked, same
+from optax_gc._infer._views import flatten, marked
 from optax_gc._infer._walk import Rule, Walk
 
 # Steps of a loop whose counter is run to see what it counts.
 _STEPS = 4096
-MOVES = "moves in what a loop carries"
 _COMPARISONS = frozenset({"lt", "le", "gt", "ge", "ne"})
 
 
@@ -209,7 +208,7 @@ def _loop(
                 continue
             risen = max(levels[i], _level(result))
             if risen == levels[i] and risen in (Level.WEIGHT, Level.SCALED):
-                moved[i] = moved[i] or not _come_back(value.views, result.views)
+                moved[i] = moved[i] or not come_back(value.views, result.views)
             levels[i] = risen
             if risen == Level.DATA and not anew[i] and hides[i] != result.facts.masks:
                 anew[i] = True
@@ -220,13 +219,15 @@ def _loop(
         walk.take_back(said)
     sums = {mark.of for mark in marks if mark and isinstance(mark.of, Mark)}
     leaks: set[Mark] = set()  # sums that are seen before they are complete
+    after = {mark.of: result.views for result, mark in zip(results, marks, strict=False) if mark}
     kept = []
     for result, mark in zip(results, marks, strict=False):
         others = sums - {mark.of} if mark else frozenset[Mark]()
-        kept.append(_without(walk, result.views, others, leaks))
+        kept.append(without(walk, result.views, others, leaks, after))
     added = leaks.copy()
     stacked = [
-        dataclasses.replace(value, views=_without(walk, value.views, sums, leaks)) for value in results[len(carry) :]
+        dataclasses.replace(value, views=without(walk, value.views, sums, leaks, after))
+        for value in results[len(carry) :]
     ]
     outs = []
     for i, (value, result) in enumerate(zip(carry, results, strict=False)):
@@ -238,7 +239,7 @@ def _loop(
         elif (mark := marks[i]) is None:
             outs.append(Value(levels[i], result.views, hidden=result.hidden))
         else:
-            views = _carried(
+            views = carried(
                 walk, value.views, mark, kept[i], [*consts, *carry, *scanned], step, mark.of in leaks, mark.of in added
             )
             facts = Facts(masks=hides[i])
@@ -250,96 +251,6 @@ def _loop(
 def _level(value: Value) -> Level:
     """What a loop carries is data where it differs from place to place as the data do."""
     return Level.DATA if value.level == Level.SCALED and has_met_data(value) else value.level
-
-
-def _without(walk: Walk, views: Sequence[View], sums: Set[Mark], leaks: set[Mark]) -> tuple[View, ...]:
-    """Takes out, and notes, what is a sum that is not complete; what it was added to is left alone."""
-    partial = {view.of for view in views if isinstance(view.of, Mark) and view.of in sums}
-    if not partial:
-        return tuple(views)
-    own = [view for view in views if not isinstance(view.of, Mark)]
-    if all(map(walk.was_read, partial)):
-        walk.close(own)
-    else:
-        walk.refuse(own, MOVES)
-    leaks |= partial
-    return tuple(view for view in views if isinstance(view.of, Mark) and view.of not in sums)
-
-
-def _come_back(before: Sequence[View], after: Sequence[View]) -> bool:
-    return len(before) == len(after) and all(any(same(a, b) for b in after) for a in before)
-
-
-def _carried(
-    walk: Walk,
-    start: Sequence[View],
-    mark: View,
-    results: Sequence[View],
-    outside: Sequence[Value],
-    step: Dim | None,
-    leaks: bool,
-    added: bool,
-) -> tuple[View, ...]:
-    """What a loop over data returns: where it adds to its carry and does not read it, a sum over its steps.
-
-    Args:
-      walk: the walk.
-      start: what the loop starts from.
-      mark: what stands for the carry in the body.
-      results: what the body makes of it.
-      outside: what the body is given.
-      step: the step of the loop.
-      leaks: whether the carry is seen before the loop is over.
-      added: whether it is seen in something else that the loop carries.
-    """
-    walk.refuse([view for view in start if not view.product], "where a loop over data starts")
-    start = [view for view in start if view.product]
-    mine = [view for view in results if view.of is mark.of]
-    outer = [view for view in results if isinstance(view.of, Mark) and view.of is not mark.of]
-    own = [view for view in results if not isinstance(view.of, Mark)]
-    assert isinstance(mark.of, Mark)
-    read = walk.was_read(mark.of)
-    adds_up = len(mine) == 1 and same(mine[0], mark)
-    stays = all(view.lost or same(view.replace(torn=frozenset()), mark) for view in mine)
-    in_part = (bool(mine) and not adds_up) or (leaks and (bool(mine) or added))
-    if not stays or (in_part and not read and any(step in view.varying() for view in own)):
-        walk.refuse([*start, *own], MOVES)
-    elif not mine or not adds_up or read or leaks:
-        walk.close(start)
-        walk.close(own)
-    elif any(view.picks for view in own):
-        walk.refuse([view for view in own if view.picks], CHOSEN)
-        walk.close([*start, *(view for view in own if not view.picks)])
-    elif any(step in view.varying() and any(_varies(tear, step, outside) for tear in view.torn) for view in own):
-        walk.refuse([*start, *own], HIDDEN)
-    elif indexed := [v for v in own if step and v.along({step}) and v.use and step not in v.use.steps]:
-        # What the loop adds up are parts of a product, not products of parts.
-        batches = any(v.use.shares & v.along({step}) for v in indexed if v.use and step)
-        several = len({view.use for view in own}) > len({view.of for view in own})
-        (walk.refuse if batches or several else walk.close)([*start, *own], "added up after its product")
-    else:
-        return (*start, *(_over_steps(view, step) for view in own), *outer)
-    return tuple(outer)
-
-
-def _over_steps(view: View, step: Dim | None) -> View:
-    """The sum over the steps of a loop, at some of which it may be zero, or another case may be chosen."""
-    view = view.tears(lambda tear: Tear(object()) if isinstance(tear.by, Case) else tear)
-    if step is None or step not in view.varying():
-        return view
-    return view.replace(summed=view.summed | {step}, masks=(*view.masks, *view.holes))
-
-
-def _varies(tear: Tear, step: Dim, outside: Sequence[Value]) -> bool:
-    """Whether what hides a product may choose the steps that count. Noise and weights hide none for good."""
-    by = tear.by
-    if step in tear.dims:
-        return True
-    if isinstance(by, Constant):
-        return step in by.loops and by.has_zeros()
-    if isinstance(by, Mask):
-        return not by.is_among({mask for value in outside for mask, _ in value.facts.masks})
-    return by not in (Level.NOISE, Level.WEIGHT)
 
 
 RULES: dict[str, Rule] = {

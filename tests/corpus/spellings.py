@@ -523,6 +523,37 @@ _IN_PART = {
         0, 4, lambda i, c: jnp.where(i == 2, tanh(x[i]) @ w[i], c) + x[i] @ w[i], _SUM
     ),
 }
+
+
+def _summing(body: Any, start: Any = lambda x, w: _SUM) -> Any:
+    """A loop over data alone: what `body(carry, y)` makes of each product with the one weight."""
+    return lambda x, w: lax.scan(lambda c, x: body(c, x @ w), start(x, w), x)
+
+
+# One weight for all steps: each sum on the way has the same inputs.
+_GIVEN = {
+    "as they are carried on": _summing(lambda c, y: (c + y, c + y)),
+    "only they": lambda x, w: _summing(lambda c, y: (c + y, c + y))(x, w)[1],
+    "before the step": _summing(lambda c, y: (c + y, c)),
+    "half of them": _summing(lambda c, y: (c + y, (c + y) / 2)),
+    "leaking": _summing(lambda c, y: (0.9 * c + y, 0.9 * c + y)),
+    "through tanh": _summing(lambda c, y: (c + y, tanh(c + y))),
+    "from a product": _summing(lambda c, y: (c + y, c + y), lambda x, w: x[0] @ w),
+    "from a product, in part hidden": _summing(
+        lambda c, y: (c + jnp.where(y > 0, y, 0), c + jnp.where(y > 0, y, 0)), lambda x, w: x[0] @ w
+    ),
+    "added up again": _summing(
+        lambda c, y: ((c[0] + y, c[1] + (c[0] + y)), c[0] + y), lambda x, w: (_SUM, jnp.zeros_like(_SUM))
+    ),
+}
+_GIVEN_TURNED = {
+    "before the step": _summing(lambda c, y: (c + y, c), lambda x, w: x[0] @ w[:, ::-1]),
+    "only they, before the step": lambda x, w: _summing(lambda c, y: (c + y, c), lambda x, w: x[0] @ w[:, ::-1])(x, w)[
+        1
+    ],
+    "as they are carried on": _summing(lambda c, y: (c + y, c + y), lambda x, w: x[0] @ w[:, ::-1]),
+    "turned beside": _summing(lambda c, y: (c + y, (c + y)[:, ::-1] + y)),
+}
 _OF_A_STEP = {
     "the step before": lambda x, w: _carried(lambda c, y: (y, c))(x, w)[1],
     "the last step": lambda x, w: lax.fori_loop(0, 4, lambda i, c: x[i] @ w[i], _SUM),
@@ -814,6 +845,8 @@ CASES = [
     *STACKS,
     *CLOSED,
     *spelled("products of a loop", _OF_A_STEP, _ENSEMBLE, w=w("b4 i5 o6")),
+    *spelled("sums that a loop gives", _GIVEN, _ENSEMBLE, w=w("i5 o6")),
+    *spelled("sums that a loop gives, and starts from turned", _GIVEN_TURNED, _ENSEMBLE, w=alone("5 6")),
     *SIZES,
     *GRADIENTS,
 ]

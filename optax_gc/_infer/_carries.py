@@ -1,0 +1,120 @@
+"""What becomes of what a loop carries: a sum over its steps, or something that its body reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+
+from optax_gc._infer._arrays import Dim
+from optax_gc._infer._constants import Constant
+from optax_gc._infer._masks import Case, Mask, Tear
+from optax_gc._infer._maths import CHOSEN, HIDDEN
+from optax_gc._infer._uses import Mark, Param
+from optax_gc._infer._values import Level, Value
+from optax_gc._infer._views import View, same
+from optax_gc._infer._walk import Walk
+
+MOVES = "moves in what a loop carries"
+
+
+def without(
+    walk: Walk,
+    views: Sequence[View],
+    sums: Set[Mark],
+    leaks: set[Mark],
+    after: Mapping[Param | Mark, Sequence[View]],
+) -> tuple[View, ...]:
+    """Takes out, and notes, what is a sum that is not complete; what it was added to is left alone.
+
+    Where that is what the loop carries on, it is judged with it.
+    """
+    partial = {view.of for view in views if isinstance(view.of, Mark) and view.of in sums}
+    if not partial:
+        return tuple(views)
+    own = [view for view in views if not isinstance(view.of, Mark)]
+    seen = [view for view in views if view in own or view.of in partial]
+    if any(come_back(after[mark], seen) for mark in partial):
+        pass
+    elif all(map(walk.was_read, partial)):
+        walk.close(own)
+    else:
+        walk.refuse(own, MOVES)
+    leaks |= partial
+    return tuple(view for view in views if isinstance(view.of, Mark) and view.of not in sums)
+
+
+def come_back(before: Sequence[View], after: Sequence[View]) -> bool:
+    return len(before) == len(after) and all(any(same(a, b) for b in after) for a in before)
+
+
+def carried(
+    walk: Walk,
+    start: Sequence[View],
+    mark: View,
+    results: Sequence[View],
+    outside: Sequence[Value],
+    step: Dim | None,
+    leaks: bool,
+    added: bool,
+) -> tuple[View, ...]:
+    """What a loop over data returns: where it adds to its carry and does not read it, a sum over its steps.
+
+    Args:
+      walk: the walk.
+      start: what the loop starts from.
+      mark: what stands for the carry in the body.
+      results: what the body makes of it.
+      outside: what the body is given.
+      step: the step of the loop.
+      leaks: whether the carry is seen before the loop is over.
+      added: whether it is seen in something else that the loop carries.
+    """
+    walk.refuse([view for view in start if not view.product], "where a loop over data starts")
+    start = [view for view in start if view.product]
+    mine = [view for view in results if view.of is mark.of]
+    outer = [view for view in results if isinstance(view.of, Mark) and view.of is not mark.of]
+    own = [view for view in results if not isinstance(view.of, Mark)]
+    assert isinstance(mark.of, Mark)
+    read = walk.was_read(mark.of)
+    adds_up = len(mine) == 1 and same(mine[0], mark)
+    stays = all(view.lost or same(view.replace(torn=frozenset()), mark) for view in mine)
+    in_part = (bool(mine) and not adds_up) or (leaks and (bool(mine) or added))
+    if not stays or (in_part and not read and any(step in view.varying() for view in own)):
+        walk.refuse([*start, *own], MOVES)
+    elif not mine or read:
+        walk.close(start)
+        walk.close(own)
+    elif not adds_up or leaks:
+        walk.close([*start, *own])
+    elif any(view.picks for view in own):
+        walk.refuse([view for view in own if view.picks], CHOSEN)
+        walk.close([*start, *(view for view in own if not view.picks)])
+    elif any(step in view.varying() and any(_varies(tear, step, outside) for tear in view.torn) for view in own):
+        walk.refuse([*start, *own], HIDDEN)
+    elif indexed := [v for v in own if step and v.along({step}) and v.use and step not in v.use.steps]:
+        # What the loop adds up are parts of a product, not products of parts.
+        batches = any(v.use.shares & v.along({step}) for v in indexed if v.use and step)
+        several = len({view.use for view in own}) > len({view.of for view in own})
+        (walk.refuse if batches or several else walk.close)([*start, *own], "added up after its product")
+    else:
+        return (*start, *(_over_steps(view, step) for view in own), *outer)
+    return tuple(outer)
+
+
+def _over_steps(view: View, step: Dim | None) -> View:
+    """The sum over the steps of a loop, at some of which it may be zero, or another case may be chosen."""
+    view = view.tears(lambda tear: Tear(object()) if isinstance(tear.by, Case) else tear)
+    if step is None or step not in view.varying():
+        return view
+    return view.replace(summed=view.summed | {step}, masks=(*view.masks, *view.holes))
+
+
+def _varies(tear: Tear, step: Dim, outside: Sequence[Value]) -> bool:
+    """Whether what hides a product may choose the steps that count. Noise and weights hide none for good."""
+    by = tear.by
+    if step in tear.dims:
+        return True
+    if isinstance(by, Constant):
+        return step in by.loops and by.has_zeros()
+    if isinstance(by, Mask):
+        return not by.is_among({mask for value in outside for mask, _ in value.facts.masks})
+    return by not in (Level.NOISE, Level.WEIGHT)
