@@ -32,7 +32,7 @@ def without(
         return tuple(views)
     own = [view for view in views if not isinstance(view.of, Mark)]
     seen = [view for view in views if view in own or view.of in partial]
-    if any(come_back(after[mark], seen) for mark in partial):
+    if any(come_back(after[mark], seen) and come_back(seen, after[mark]) for mark in partial):
         pass
     elif all(map(walk.was_read, partial)):
         walk.close(own)
@@ -81,6 +81,10 @@ def carried(
     if not stays or (in_part and not read and any(step in view.varying() for view in own)):
         walk.refuse([*start, *own], MOVES)
     elif not mine or read:
+        # What is read together with the sum so far is read together with what that is made of.
+        for group in walk.groups:
+            if mark.of in group.beside and not any(step in view.varying() for view in (*group.views, *own)):
+                group.views += [view for view in (*start, *own) if view.of is group.of]
         walk.close(start)
         walk.close(own)
     elif not adds_up or leaks:

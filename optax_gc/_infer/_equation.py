@@ -53,3 +53,24 @@ def references(eqn: Any) -> Sequence[Any]:
 def open_jaxpr(jaxpr: Any) -> Any:
     """The jaxpr without its constants."""
     return getattr(jaxpr, "jaxpr", jaxpr)
+
+
+def aside(jaxpr: Any, within: bool) -> set[int]:
+    """The equations whose results reach those of the jaxpr through `stop_gradient` alone, by identity.
+
+    References from outside may be read outside, if the jaxpr is within another one.
+    """
+    given = [var for var in (*jaxpr.constvars, *jaxpr.invars) if within and not is_array(var)]
+    needed = set(map(id, (*jaxpr.outvars, *given)))
+    found: set[int] = set()
+    for eqn in reversed(jaxpr.eqns):
+        if needed.isdisjoint(map(id, (*eqn.outvars, *references(eqn)))):
+            found.add(id(eqn))
+        elif eqn.primitive.name != "stop_gradient":
+            needed.update(map(id, eqn.invars))
+    return found
+
+
+def is_backward(eqn: Any) -> bool:
+    stack = getattr(eqn.source_info.name_stack, "stack", ())
+    return any(getattr(step, "name", "") == "transpose" for step in stack)

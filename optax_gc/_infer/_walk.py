@@ -13,7 +13,17 @@ import jax.extend.core as jex
 
 from optax_gc._infer._arrays import Dim, UnfollowedError, blank
 from optax_gc._infer._constants import folded, literal
-from optax_gc._infer._equation import Equation, Shape, dtype_of, is_array, open_jaxpr, references, shape_of
+from optax_gc._infer._equation import (
+    Equation,
+    Shape,
+    aside,
+    dtype_of,
+    is_array,
+    is_backward,
+    open_jaxpr,
+    references,
+    shape_of,
+)
 from optax_gc._infer._facts import facts_after, may_have_facts
 from optax_gc._infer._names import ALWAYS
 from optax_gc._infer._uses import Mark, Param, Tier, Use
@@ -39,6 +49,7 @@ class Group:
 
     of: Param
     views: list[View]
+    beside: frozenset[Mark] = frozenset()  # what loops carry that they were read together with
 
 
 ELEMENT = "meets the data elementwise"
@@ -91,11 +102,11 @@ class Walk:
             return env[atom]
 
         outside, self.eqns = self.eqns, jaxpr.eqns
-        aside = set() if self.opaque else _aside(jaxpr, within=bool(self.trail))
+        beside = set() if self.opaque else aside(jaxpr, within=bool(self.trail))
         for eqn in jaxpr.eqns:
             outer = self.trail, self.backward, self.aside
             self.trail = (eqn, *self.trail)
-            self.backward, self.aside = self.backward or _is_backward(eqn), self.aside or id(eqn) in aside
+            self.backward, self.aside = self.backward or is_backward(eqn), self.aside or id(eqn) in beside
             env.update(zip(eqn.outvars, self._equation(eqn, [read(atom) for atom in eqn.invars]), strict=True))
             self.trail, self.backward, self.aside = outer
         self.eqns = outside
@@ -167,6 +178,7 @@ class Walk:
           reason: what to say of a view that has not met the data in a product.
         """
         together: dict[tuple[Param, bool], list[View]] = collections.defaultdict(list)
+        views = list(views)
         for view in views:
             if isinstance(view.of, Mark):
                 self.read(view.of)
@@ -178,7 +190,8 @@ class Walk:
         for (param, _), group in together.items():
             if len({view.use for view in group}) == 1 and not self.aside:
                 self._settled[group[0].use] = None
-            self._judged(param, group)
+            beside = {view.of for view in views if isinstance(view.of, Mark)}
+            self._judged(param, group, frozenset(beside))
 
     def read_by_data(self, views: Sequence[View], same: Sequence[int]) -> None:
         """Products are read by data that are the same along some axes of theirs.
@@ -193,12 +206,12 @@ class Walk:
         self.refuse(none, BY_PARAMETER)
         self.close(view for view in views if view not in none)
 
-    def _judged(self, param: Param, group: list[View]) -> None:
+    def _judged(self, param: Param, group: list[View], beside: frozenset[Mark] = frozenset()) -> None:
         followed = [view for view in group if not view.lost]
         if len(followed) < len(group) and len({view.use for view in group}) > 1:
             self.refuse(group, UNFINISHED)
         elif followed:
-            self.groups.append(Group(param, followed))
+            self.groups.append(Group(param, followed, beside))
 
     def refuse(self, views: Iterable[View], reason: str) -> None:
         """The views end in a use that gives no axes."""
@@ -327,24 +340,3 @@ def refused(walk: Walk, eqn: Any, ins: Sequence[Value], reason: str) -> Sequence
     for value in ins:
         walk.refuse(value.views, reason)
     return [Value(level_of(ins))] * len(eqn.outvars)
-
-
-def _aside(jaxpr: Any, within: bool) -> set[int]:
-    """The equations whose results reach those of the jaxpr through `stop_gradient` alone, by identity.
-
-    References from outside may be read outside, if the jaxpr is within another one.
-    """
-    given = [var for var in (*jaxpr.constvars, *jaxpr.invars) if within and not is_array(var)]
-    needed = set(map(id, (*jaxpr.outvars, *given)))
-    aside: set[int] = set()
-    for eqn in reversed(jaxpr.eqns):
-        if needed.isdisjoint(map(id, (*eqn.outvars, *references(eqn)))):
-            aside.add(id(eqn))
-        elif eqn.primitive.name != "stop_gradient":
-            needed.update(map(id, eqn.invars))
-    return aside
-
-
-def _is_backward(eqn: Any) -> bool:
-    stack = getattr(eqn.source_info.name_stack, "stack", ())
-    return any(getattr(step, "name", "") == "transpose" for step in stack)

@@ -553,6 +553,10 @@ _GIVEN_TURNED = {
     ],
     "as they are carried on": _summing(lambda c, y: (c + y, c + y), lambda x, w: x[0] @ w[:, ::-1]),
     "turned beside": _summing(lambda c, y: (c + y, (c + y)[:, ::-1] + y)),
+    "through tanh": _summing(lambda c, y: (c + y, tanh(c + y)), lambda x, w: x[0] @ w[:, ::-1]),
+    "through tanh, of another product": lambda x, w: lax.scan(
+        lambda c, x: (c + x @ w, tanh(c + x @ w[:, ::-1])), _SUM, x
+    ),
 }
 _OF_A_STEP = {
     "the step before": lambda x, w: _carried(lambda c, y: (y, c))(x, w)[1],
