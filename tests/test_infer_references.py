@@ -122,3 +122,13 @@ def test_what_was_written_into_a_param_is_data():
     plan = infer_axes(model, params, X)
     assert plan["cache"] is None
     assert plan["w"].in_axes == (0,)
+
+
+def test_a_reference_from_outside_of_a_helper_may_be_read_outside():
+    # The sum of the three products has the inputs of all, which the first product alone does not have.
+    def model(params, x):
+        total = new_ref(jnp.zeros((2, 6)))
+        _jitted(total, params, x)
+        return total[...], x @ params["w"][0]
+
+    assert infer_axes(model, {"w": STACK}, X)["w"] is None

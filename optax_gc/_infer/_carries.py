@@ -31,7 +31,7 @@ def without(
     if not partial:
         return tuple(views)
     own = [view for view in views if not isinstance(view.of, Mark)]
-    seen = [view for view in views if view in own or view.of in partial]
+    seen = [view for view in views if not isinstance(view.of, Mark) or view.of in partial]
     if any(come_back(after[mark], seen) and come_back(seen, after[mark]) for mark in partial):
         pass
     elif all(map(walk.was_read, partial)):

@@ -178,10 +178,11 @@ class Walk:
           reason: what to say of a view that has not met the data in a product.
         """
         together: dict[tuple[Param, bool], list[View]] = collections.defaultdict(list)
-        views = list(views)
+        beside: set[Mark] = set()
         for view in views:
             if isinstance(view.of, Mark):
                 self.read(view.of)
+                beside.add(view.of)
             elif view.bad or not (view.product or (view.scaled and not view.bent)):
                 self.refuse([view], reason)
             else:
@@ -190,7 +191,6 @@ class Walk:
         for (param, _), group in together.items():
             if len({view.use for view in group}) == 1 and not self.aside:
                 self._settled[group[0].use] = None
-            beside = {view.of for view in views if isinstance(view.of, Mark)}
             self._judged(param, group, frozenset(beside))
 
     def read_by_data(self, views: Sequence[View], same: Sequence[int]) -> None:
