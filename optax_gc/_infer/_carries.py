@@ -27,7 +27,7 @@ def without(
 
     Where that is what the loop carries on, it is judged with it.
     """
-    partial = {view.of for view in views if isinstance(view.of, Mark) and view.of in sums}
+    partial = sums & {view.of for view in views}
     if not partial:
         return tuple(views)
     own = [view for view in views if not isinstance(view.of, Mark)]
@@ -107,9 +107,8 @@ def carried(
 def _over_steps(view: View, step: Dim | None) -> View:
     """The sum over the steps of a loop, at some of which it may be zero, or another case may be chosen."""
     view = view.tears(lambda tear: Tear(object()) if isinstance(tear.by, Case) else tear)
-    if step is None or step not in view.varying():
-        return view
-    return view.replace(summed=view.summed | {step}, masks=(*view.masks, *view.holes))
+    steps = view.varying() & {step}
+    return view.replace(summed=view.summed | steps, masks=(*view.masks, *view.holes)) if steps else view
 
 
 def _varies(tear: Tear, step: Dim, outside: Sequence[Value]) -> bool:

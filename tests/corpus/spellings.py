@@ -509,6 +509,7 @@ _IN_PART = {
     "a sum a step late": lambda x, w: _carried(lambda c, y: ((y, c[1] + c[0]), None), _PAIR)(x, w)[0][1],
     "sums before the step": lambda x, w: _carried(lambda c, y: (c + y, c))(x, w)[1],
     "the step before, and this": lambda x, w: _carried(lambda c, y: (y, c + y))(x, w)[1],
+    "the step before, twice, and this": lambda x, w: _carried(lambda c, y: (y + y, c + y[::-1]))(x, w)[1],
     "rows of this step and the one before, summed": lambda x, w: _carried(lambda c, y: (y, (c + y).sum(0)))(x, w)[1],
     "turned sums beside": lambda x, w: _carried(lambda c, y: ((c[0] + y, c[1] + c[0][:, ::-1]), None), _PAIR)(x, w)[0],
     "outputs turned": lambda x, w: _carried(lambda c, y: (c[:, ::-1] + y, None))(x, w)[0],
@@ -530,6 +531,11 @@ def _summing(body: Any, start: Any = lambda x, w: _SUM) -> Any:
     return lambda x, w: lax.scan(lambda c, x: body(c, x @ w), start(x, w), x)
 
 
+def _wide(x: jax.Array) -> jax.Array:
+    return jnp.tile(x[..., :3], 2)
+
+
+_SOME = np.indices((5, 6)).sum(0) % 3 > 0
 # One weight for all steps: each sum on the way has the same inputs.
 _GIVEN = {
     "as they are carried on": _summing(lambda c, y: (c + y, c + y)),
@@ -542,6 +548,9 @@ _GIVEN = {
     "from a product, in part hidden": _summing(
         lambda c, y: (c + jnp.where(y > 0, y, 0), c + jnp.where(y > 0, y, 0)), lambda x, w: x[0] @ w
     ),
+    "of a masked kernel": lambda x, w: _summing(lambda c, y: (c + y, None))(x, jnp.where(_SOME, w, 0)),
+    "the step before, that starts from turned": _summing(lambda c, y: (y, c), lambda x, w: x[0] @ w[:, ::-1]),
+    "beside a state that is read": _summing(lambda c, y: (tanh(c), c + y), lambda x, w: _wide(x)[0]),
     "added up again": _summing(
         lambda c, y: ((c[0] + y, c[1] + (c[0] + y)), c[0] + y), lambda x, w: (_SUM, jnp.zeros_like(_SUM))
     ),
@@ -554,6 +563,20 @@ _GIVEN_TURNED = {
     "as they are carried on": _summing(lambda c, y: (c + y, c + y), lambda x, w: x[0] @ w[:, ::-1]),
     "turned beside": _summing(lambda c, y: (c + y, (c + y)[:, ::-1] + y)),
     "through tanh": _summing(lambda c, y: (c + y, tanh(c + y)), lambda x, w: x[0] @ w[:, ::-1]),
+    "beside a state that is read, and the other way round": lambda x, w: (
+        _summing(lambda c, y: (tanh(c), c + y), lambda x, w: _wide(x)[0])(x, w),
+        _wide(x) @ w.T,
+    ),
+    "from a product that is seen, and the other way round": lambda x, w: (
+        _summing(lambda c, y: (tanh(c), c), lambda x, w: x[0] @ w)(x, w),
+        _wide(x) @ w.T,
+    ),
+    "turned at each step": _summing(lambda c, y: (c[:, ::-1] + y, None)),
+    "in part, as often": lambda x, w: lax.scan(
+        lambda c, x: (first := x[:, :2] @ w[:2], last := x[:, 2:] @ w[2:]) and (c + first + last, c + first + first),
+        _SUM,
+        x,
+    ),
     "through tanh, of another product": lambda x, w: lax.scan(
         lambda c, x: (c + x @ w, tanh(c + x @ w[:, ::-1])), _SUM, x
     ),
