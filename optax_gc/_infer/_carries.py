@@ -76,7 +76,7 @@ def carried(
     assert isinstance(mark.of, Mark)
     read = walk.was_read(mark.of)
     adds_up = len(mine) == 1 and same(mine[0], mark)
-    stays = all(view.lost or same(view.replace(torn=frozenset()), mark) for view in mine)
+    stays = all(same(view.replace(torn=frozenset()), mark) for view in mine)
     in_part = (bool(mine) and not adds_up) or (leaks and (bool(mine) or added))
     if not stays or (in_part and not read and any(step in view.varying() for view in own)):
         walk.refuse([*start, *own], MOVES)

@@ -571,6 +571,7 @@ _GIVEN_TURNED = {
         _summing(lambda c, y: (tanh(c), c), lambda x, w: x[0] @ w)(x, w),
         _wide(x) @ w.T,
     ),
+    "through an fft at each step": _summing(lambda c, y: (jnp.fft.fft(c).real + y, None)),
     "turned at each step": _summing(lambda c, y: (c[:, ::-1] + y, None)),
     "in part, as often": lambda x, w: lax.scan(
         lambda c, x: (first := x[:, :2] @ w[:2], last := x[:, 2:] @ w[2:]) and (c + first + last, c + first + first),
@@ -593,6 +594,15 @@ _ONE_STEP = {
     "one step, by data": lambda x, w: lax.fori_loop(0, 4, lambda i, c: jnp.where(x[i, 0, 0] > 0, x[i] @ w[i], c), _SUM),
 }
 _ADDED_IN_A_LOOP = {
+    "in a loop within": lambda x, w: _carried(
+        lambda c, y: (lax.fori_loop(0, 2, lambda k, d: d + (c + y) / 2, _SUM), None)
+    )(x, w)[0],
+    "in what a loop within gives": lambda x, w: _carried(
+        lambda c, y: (lax.scan(lambda d, k: (d, c + y), 0.0, None, 2)[1][1], None)
+    )(x, w)[0],
+    "in what a loop within gives, summed": lambda x, w: _carried(
+        lambda c, y: (lax.scan(lambda d, k: (d, c + y), 0.0, None, 2)[1].mean(0), None)
+    )(x, w)[0],
     "beside its tanh, which nobody uses": lambda x, w: _carried(lambda c, y: ((tanh(y), c + y)[1], None))(x, w)[0],
     "beside what nobody uses": lambda x, w: _carried(lambda c, y: ((jnp.where(c > 0, y, c), c + y)[1], None))(x, w)[0],
     "one of two products": lambda x, w: lax.fori_loop(
@@ -873,6 +883,39 @@ CASES = [
     *CLOSED,
     *spelled("products of a loop", _OF_A_STEP, _ENSEMBLE, w=w("b4 i5 o6")),
     *spelled("sums that a loop gives", _GIVEN, _ENSEMBLE, w=w("i5 o6")),
+    case(
+        "sums that a loop gives: through tanh, from another product",
+        lambda x, w, u: _summing(lambda c, y: (c + y, tanh(c + y)), lambda x, _: x[0] @ u)(x, w),
+        _ENSEMBLE,
+        w=w("i5 o6"),
+        u=w("i5 o6"),
+    ),
+    case(
+        "layers of two products, the first layer's first before the loop",
+        lambda x, w, v: lax.scan(
+            lambda h, at: ((g := h + tanh(h) @ at[0]) + tanh(g) @ at[1], None), x @ w[0], (w[1:], v)
+        )[0],
+        _X,
+        w=w("b4 i5 o5"),
+        v=w("b3 i5 o5"),
+    ),
+    *spelled(
+        "outputs added up",
+        {
+            "scan": lambda x, w: tanh(lax.scan(lambda c, y: (c + y, None), jnp.zeros(2), (x @ w).T)[0]),
+            "fori_loop": lambda x, w: (lambda y: tanh(lax.fori_loop(0, 6, lambda k, c: c + y[:, k], jnp.zeros(2))))(
+                x @ w
+            ),
+        },
+        _X,
+        w=w("i5 o6"),
+    ),
+    case(
+        "layers that the data choose, added up in a loop",
+        lambda x, on, w: lax.scan(lambda c, at: (c + at[0] @ w[at[1]], None), _SUM, (x, on))[0],
+        (_ENSEMBLE, tokens(4)),
+        w=alone("3 5 6"),
+    ),
     *spelled("sums that a loop gives, and starts from turned", _GIVEN_TURNED, _ENSEMBLE, w=alone("5 6")),
     *SIZES,
     *GRADIENTS,
