@@ -76,7 +76,9 @@ def carried(
     assert isinstance(mark.of, Mark)
     read = walk.was_read(mark.of)
     adds_up = len(mine) == 1 and same(mine[0], mark)
-    stays = all(same(view.replace(torn=frozenset()), mark) for view in mine)
+    # What an operation that is not followed puts beside it adds nothing to it, as a write does not.
+    lost = all(view.lost for view in own)
+    stays = all((lost and view.lost) or same(view.replace(torn=frozenset()), mark) for view in mine)
     in_part = (bool(mine) and not adds_up) or (leaks and (bool(mine) or added))
     if not stays or (in_part and not read and any(step in view.varying() for view in own)):
         walk.refuse([*start, *own], MOVES)

@@ -92,7 +92,7 @@ _BY_PARAMETERS: dict[str, Callable[..., Any]] = {
     "transpose": lambda aval, params, value: value.transpose(params["permutation"]),
 }
 _FOLDABLE = frozenset({*ON_NUMBERS, *ELEMENTWISE, *SAME, *LAYOUT, *REDUCTIONS, *NONLINEAR, *FOLDED})
-KINDS = "iubf"
+KINDS = frozenset("iubf")
 _CHEAP = frozenset({*ON_NUMBERS, *_BY_PARAMETERS})
 # Each level is a call, and Python's stack is finite.
 _DEPTH = 200

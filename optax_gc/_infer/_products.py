@@ -88,11 +88,12 @@ def _contraction(
             else:
                 met, fixed = True, other.level <= Level.NOISE and walk.captured == Level.CONST
                 places = _places(placed, sides, k)
+                alike = repeated or _units_of(other, sides[1 - k])
                 views.append(
                     walk.start(
                         placed,
                         torn=view.torn | hidden_by(other, sides[1 - k].contracted, places),
-                        repeated=frozenset(dim for t in repeated for dim in places[t].dims),
+                        repeated=frozenset(dim for t in alike for dim in places[t].dims),
                         summed=view.summed | view.on(sides[k].contracted),
                         shared=view.shared | view.on((*sides[k].batch, *sides[k].groups)),
                         use=Use(walk.tier(view, other.level), walk.trail, fixed=fixed),
@@ -144,6 +145,13 @@ def _activations(
     walk.refuse(ins[k].views, ACTS_AS_DATA)
     acts = Value(Level.DATA, told=ins[k].facts)
     return [acts if value is ins[k] else value for value in ins], repeated[k]
+
+
+def _units_of(other: Value, side: _Side) -> list[int]:
+    """The free axes along which a weight that the data scale, or choose a layer of, has units: they are no examples."""
+    if other.level != Level.SCALED:
+        return []
+    return [t for t in side.free if any(view.along(view.on([t])) for view in other.views)]
 
 
 def _is_weight(value: Value, other: Value) -> bool:
@@ -246,7 +254,10 @@ def conv_general_dilated(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Seq
         walk.close(products)
     walk.refuse([view for view in data.views if not view.product], "input of conv")
     ended = [view for view in kernel.views if view.product or data.level == Level.WEIGHT]
-    walk.close(ended, "convolved with another parameter")
+    if data.level == Level.DATA:
+        walk.read_by_data(ended, range(len(eqn.shapes[1])))
+    else:
+        walk.close(ended, "convolved with another parameter")
     for view in kernel.views:
         if view in ended:
             continue

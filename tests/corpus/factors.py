@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from corpus._case import KEY, LEGACY
-from corpus._leaves import alone, case, spelled, w, x_
+from corpus._leaves import alone, case, spelled, tokens, w, x_
 from corpus._loops import dense, scan
 
 tanh = jnp.tanh
@@ -524,8 +524,63 @@ REPEATED_OUTPUTS += [
         v=alone("7"),
     ),
 ]
+# A kernel of two, of which the data change the second: the first is no activations' layer.
+_MERGED = {
+    "masked": lambda x, on, a, b: x @ (a @ (b[0] * x[:3, :6])),
+    "masked, turned": lambda x, on, a, b: ((b[0] * x[:3, :6]).T @ a.T) @ x.T,
+    "masked, element by element": lambda x, on, a, b: (x[:, :, None] * (a @ (b[0] * x[:3, :6]))).sum(1),
+    "with a gate for each rank": lambda x, on, a, b: x @ (a @ (x[0, :3, None] * b[0])),
+    "of one task": lambda x, on, a, b: x @ (a @ b[on[0]]),
+    "of one task, added": lambda x, on, a, b: x @ (jnp.ones((7, 6)) + a @ b[on[0]]),
+    "of a task for each example": lambda x, on, a, b: jnp.einsum("ni,nio->no", x, a @ b[on]),
+}
+_TASKS = (x_(5, 7), tokens(5))
+MERGED = [
+    *spelled("merged", _MERGED, _TASKS, a=w("i7 o3"), b=alone("9 3 6")),
+    case(
+        "merged: a convolution, of one task",
+        lambda x, on, a, b: lax.conv_general_dilated(
+            x, jnp.einsum("hwir,ro->hwio", a, b[on[0]]), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        ),
+        (x_(2, 8, 8, 7), tokens(5)),
+        a=w("i2 i3 i7 o4"),
+        b=alone("9 4 6"),
+    ),
+    case(
+        "latents times a gate of each example",
+        lambda x, on, z, q, k: jax.nn.softmax((z * x[:, :1]) @ q @ (x @ k).mT),
+        (x_(2, 5, 7), tokens(5)),
+        z=alone("4 7"),
+        q=w("i7 o3"),
+        k=w("i7 o3"),
+    ),
+]
+_EMBEDDED = {
+    "alone": lambda on, e, p, q, k: jax.nn.softmax((e[on] @ q) @ (e[on] @ k).T),
+    "with positions": lambda on, e, p, q, k: jax.nn.softmax(((e[on] + p) @ q) @ ((e[on] + p) @ k).T),
+    "with a gate": lambda on, e, p, q, k: jax.nn.softmax(((e[on] * on[:, None]) @ q) @ (e[on] @ k).T),
+}
+_TYPED, _LEGACY = jax.random.key(0), jax.random.PRNGKey(0)
+_CLOSED_OVER = {
+    "hiding data": lambda x, w, key: jnp.where(jax.random.bernoulli(key, 0.5, (2, 6)), x @ w, 0),
+    "hiding weights": lambda x, w, key: x @ jnp.where(jax.random.bernoulli(key, 0.5, (5, 6)), w, 0),
+    "added": lambda x, w, key: x @ (w + jax.random.normal(key, (5, 6))),
+    "split": lambda x, w, key: x @ w + jax.random.normal(jax.random.split(key)[1], (2, 6)),
+    "folded": lambda x, w, key: x @ w * jax.random.normal(jax.random.fold_in(key, 3), (2, 6)),
+    "scanned": lambda x, w, key: lax.scan(
+        lambda h, k: (h + jnp.tanh(h) * jax.random.bernoulli(k, 0.5, (2, 6)), None), x @ w, jax.random.split(key, 3)
+    )[0],
+    "mapped": lambda x, w, key: jax.vmap(lambda k: x @ w * jax.random.normal(k, (2, 6)))(jax.random.split(key, 3)),
+}
+KEYS = [
+    case(f"a key that is closed over, {kind}, {how}", lambda x, w, f=f, key=key: f(x, w, key), x_(2, 5), w=w("i5 o6"))
+    for kind, key in {"typed": _TYPED, "legacy": _LEGACY}.items()
+    for how, f in _CLOSED_OVER.items()
+]
 
 CASES = [
+    *KEYS,
+    *spelled("embeddings that meet", _EMBEDDED, tokens(5), e=alone("11 7"), p=alone("5 7"), q=w("i7 o3"), k=w("i7 o3")),
     *SUMS,
     *TRILINEAR,
     *TAKES,
@@ -534,6 +589,7 @@ CASES = [
     *READ_BY,
 ]
 HARD = [
+    *MERGED,
     *REPEATED_OUTPUTS,
     *HIDDEN,
     *MADE,
