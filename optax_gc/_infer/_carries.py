@@ -85,7 +85,8 @@ def carried(
     elif not mine or read:
         # What is read together with the sum so far is read together with what that is made of.
         for group in walk.groups:
-            if mark.of in group.beside and not any(step in view.varying() for view in (*group.views, *own)):
+            together = any(same(view, mark) for view in group.beside)
+            if together and not any(step in view.varying() for view in (*group.views, *own)):
                 group.views += [view for view in (*start, *own) if view.of is group.of]
         walk.close(start)
         walk.close(own)

@@ -49,7 +49,7 @@ class Group:
 
     of: Param
     views: list[View]
-    beside: frozenset[Mark] = frozenset()  # what loops carry that they were read together with
+    beside: Sequence[View] = ()  # what loops carry that they were read together with
 
 
 ELEMENT = "meets the data elementwise"
@@ -178,11 +178,11 @@ class Walk:
           reason: what to say of a view that has not met the data in a product.
         """
         together: dict[tuple[Param, bool], list[View]] = collections.defaultdict(list)
-        beside: set[Mark] = set()
+        beside: list[View] = []
         for view in views:
             if isinstance(view.of, Mark):
                 self.read(view.of)
-                beside.add(view.of)
+                beside.append(view)
             elif view.bad or not (view.product or (view.scaled and not view.bent)):
                 self.refuse([view], reason)
             else:
@@ -191,7 +191,7 @@ class Walk:
         for (param, _), group in together.items():
             if len({view.use for view in group}) == 1 and not self.aside:
                 self._settled[group[0].use] = None
-            self._judged(param, group, frozenset(beside))
+            self._judged(param, group, beside)
 
     def read_by_data(self, views: Sequence[View], same: Sequence[int]) -> None:
         """Products are read by data that are the same along some axes of theirs.
@@ -206,7 +206,7 @@ class Walk:
         self.refuse(none, BY_PARAMETER)
         self.close(view for view in views if view not in none)
 
-    def _judged(self, param: Param, group: list[View], beside: frozenset[Mark] = frozenset()) -> None:
+    def _judged(self, param: Param, group: list[View], beside: Sequence[View] = ()) -> None:
         followed = [view for view in group if not view.lost]
         if len(followed) < len(group) and len({view.use for view in group}) > 1:
             self.refuse(group, UNFINISHED)

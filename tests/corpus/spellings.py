@@ -545,6 +545,10 @@ _GIVEN = {
     "leaking": _summing(lambda c, y: (0.9 * c + y, 0.9 * c + y)),
     "through tanh": _summing(lambda c, y: (c + y, tanh(c + y))),
     "from a product": _summing(lambda c, y: (c + y, c + y), lambda x, w: x[0] @ w),
+    "a part of them, through tanh, from a product": _summing(
+        lambda c, y: (c + y, tanh((c + y)[:, :3].sum(1))), lambda x, w: x[0] @ w
+    ),
+    "turned, through tanh, from a product": _summing(lambda c, y: (c + y, tanh((c + y).T)), lambda x, w: x[0] @ w),
     "from a product, in part hidden": _summing(
         lambda c, y: (c + jnp.where(y > 0, y, 0), c + jnp.where(y > 0, y, 0)), lambda x, w: x[0] @ w
     ),
