@@ -545,8 +545,8 @@ _GIVEN = {
     "leaking": _summing(lambda c, y: (0.9 * c + y, 0.9 * c + y)),
     "through tanh": _summing(lambda c, y: (c + y, tanh(c + y))),
     "from a product": _summing(lambda c, y: (c + y, c + y), lambda x, w: x[0] @ w),
-    "a part of them, through tanh, from a product": _summing(
-        lambda c, y: (c + y, tanh((c + y)[:, :3].sum(1))), lambda x, w: x[0] @ w
+    "a part of them, made again, through tanh": lambda x, w: lax.scan(
+        lambda c, x: (c + x @ w, tanh((c + x @ w)[:, 0])), x[0] @ w, x
     ),
     "turned, through tanh, from a product": _summing(lambda c, y: (c + y, tanh((c + y).T)), lambda x, w: x[0] @ w),
     "from a product, in part hidden": _summing(
