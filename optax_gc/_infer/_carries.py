@@ -43,7 +43,8 @@ def without(
 
 
 def come_back(before: Sequence[View], after: Sequence[View]) -> bool:
-    return len(before) == len(after) and all(any(same(a, b) for b in after) for a in before)
+    alike = all(any(same(a, b) and a.stopped == b.stopped for b in after) for a in before)
+    return len(before) == len(after) and alike
 
 
 def carried(
@@ -85,7 +86,7 @@ def carried(
     elif not mine or read:
         # What is read together with the sum so far is read together with what that is made of.
         for group in walk.groups:
-            together = any(same(view, mark) for view in group.beside)
+            together = mine and any(same(view, mark) for view in group.beside)
             if together and not any(step in view.varying() for view in (*group.views, *own)):
                 group.views += [view for view in (*start, *own) if view.of is group.of]
         walk.close(start)

@@ -43,10 +43,20 @@ def one_of(cases: Sequence[Sequence[View]], apart: Set[Param | Mark] = frozenset
     """
     kept: list[View] = []
     for case in cases:
+        kept = _with_gradient(kept, case)
         new = [view for view in case if not any(same(view, other) for other in kept)]
         lost = ({view.of for view in new} & {view.of for view in kept}) - apart
         kept = [view.replace(bad=view.bad or FORMS) if view.of in lost else view for view in [*kept, *new]]
     return kept
+
+
+def _with_gradient(views: Sequence[View], others: Sequence[View]) -> list[View]:
+    """The views, of which those pass a gradient that are also there with one."""
+    passing = [view for view in others if not view.stopped]
+    return [
+        view.replace(stopped=False) if view.stopped and any(same(view, other) for other in passing) else view
+        for view in views
+    ]
 
 
 def _where_chosen(
@@ -110,6 +120,7 @@ def choice(walk: Walk, cases: Sequence[Value], which: Value, rank: int = 0) -> t
             walk.close(own)
         else:
             walk.refuse(own, "chosen where a loop adds up")
+        kept = _with_gradient(kept, products)
         for view in products:
             if view.of in differ or walk.is_settled(view):
                 continue

@@ -160,6 +160,8 @@ class _Judge:
         for group in _classes(views, lambda view: view.use):
             if len({tuple(view.coords[a].key() for a in sorted(view.use.shares)) for view in group if view.use}) > 1:
                 return Verdict(None, "added up after its product")
+        if any(view.is_placed() for view in views):
+            return Verdict(None, OVERLAP)
         classes = _classes(views, _outputs)
         for a, b in itertools.combinations(classes, 2):
             alike = {view.use for view in a} == {view.use for view in b} and _batches(a) == _batches(b)

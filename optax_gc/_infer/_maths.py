@@ -85,15 +85,16 @@ def mul(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """A weight times data is scaled by it; a product times a constant or a scalar stays one, times data it is read."""
     a, b = ins
     level = level_of(ins)
-    (one, two), (m, n) = eqn.shapes, map(math.prod, eqn.shapes)
-    a, b = _holed(a, one, b, n, eqn.out), _holed(b, two, a, m, eqn.out)
+    one, two = eqn.shapes
+    (a, one), (b, two) = _holed(a, one, b, two, eqn.out), _holed(b, two, a, one, eqn.out)
+    eqn.shapes = [one, two]
     if level < Level.SCALED:
         return elementwise(walk, eqn, [_turned(eqn, a, b), _turned(eqn, b, a)])
     if eqn.name == "div" and b.views:
         walk.close(b.views, "divides the data")
         b = Value(b.level)
     views: list[View] = []
-    for value, other, shape, other_shape in ((a, b, *eqn.shapes), (b, a, *reversed(eqn.shapes))):
+    for value, other, shape, other_shape in ((a, b, one, two), (b, a, two, one)):
         if value.level == Level.DATA and other.level > Level.NOISE:
             along = _varies_along(other, other_shape) if other.level == Level.DATA else []
             walk.read_by_data(value.views, [t for t in range(len(shape)) if along and t not in along])
@@ -127,17 +128,19 @@ def _varies_along(factor: Value, shape: tuple[int, ...]) -> list[int]:
     return [t for t, size in enumerate(shape) if size > 1 and t not in factor.facts.flat]
 
 
-def _holed(value: Value, shape: tuple[int, ...], factor: Value, size: int, out: tuple[int, ...]) -> Value:
+def _holed(
+    value: Value, shape: tuple[int, ...], factor: Value, other: tuple[int, ...], out: tuple[int, ...]
+) -> tuple[Value, tuple[int, ...]]:
     """Where a constant factor is zero, there is no weight, and nothing of what a loop carries where all of it is."""
     if any(isinstance(of, Mark) for of in value.sources) and factor.facts.zero:
         value = dataclasses.replace(value, views=tuple(view for view in value.views if isinstance(view.of, Param)))
-    whole = size == 1 and not (factor.known and factor.known.loops)
-    if not value.views or factor.level > Level.NOISE or shape != out or whole:
-        return value
+    whole = math.prod(other) == 1 and not (factor.known and factor.known.loops)
+    if not value.views or factor.level > Level.NOISE or whole or len(other) < len(out):
+        return value, shape
     there = cheap_numbers(factor)
     there = there and (there[0], there[1] != 0)
     by = frozenset([Tear(factor.known or factor.level)])
-    return dataclasses.replace(value, views=tuple(hole(view, there, by) for view in value.views))
+    return dataclasses.replace(value, views=tuple(hole(v, there, by) for v in placed(value, shape, out))), out
 
 
 def cheap_numbers(value: Value) -> tuple[Dims, np.ndarray] | None:
@@ -220,7 +223,7 @@ def summed_up(walk: Walk, view: View, rest: View, gone: set[Dim]) -> Iterator[Vi
         yield rest.tear()
     elif big & chosen:
         walk.refuse([view], CHOSEN)
-    elif big & view.shared:
+    elif big & view.shared or (view.is_placed() and not view.along(big)):
         walk.refuse([view], "added up after its product")
     else:
         yield rest

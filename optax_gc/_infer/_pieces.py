@@ -101,7 +101,8 @@ def _rejoin(views: list[View], t: int) -> list[View] | None:
         data = [part.table(rest, (dim,)) for part, dim in zip(parts, own, strict=True)]
         coords.append(Named((*rest, whole), np.concatenate(data, 1).reshape(*(d.size for d in rest), whole.size)))
     axis = Axis((whole,), first.axes[t].lo, last.axes[t].hi)
-    return [first.with_axis(t, axis).replace(coords=tuple(coords))]
+    stopped = all(view.stopped for view in views)
+    return [first.with_axis(t, axis).replace(coords=tuple(coords), stopped=stopped)]
 
 
 def numbers(value: Value) -> tuple[Dims, np.ndarray] | None:

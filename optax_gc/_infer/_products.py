@@ -194,7 +194,7 @@ def _same_einsum(
 ) -> View | None:
     """One `einsum` of several operands is one product, in whatever order sizes make it contract."""
     inputs = view.on(sides[k].contracted) & view.varying()
-    if view.use is None or not inputs or other.level < Level.SCALED:
+    if view.use is None or not inputs or other.level < Level.SCALED or _units_of(other, sides[1 - k]):
         return None
     if not _one_call(walk, eqn.eqn, view.use.trail[0]):
         return None

@@ -78,6 +78,11 @@ class View:
         """The dims that the stored entries vary along."""
         return self._varying
 
+    def is_placed(self) -> bool:
+        """Whether a mask says which of its copies are there."""
+        own = frozenset[Dim]().union(*(coord.dims for coord in self.coords))
+        return any(not own.issuperset(mask.dims) and not own.isdisjoint(mask.dims) for mask in self.masks)
+
     def spans(self) -> frozenset[int]:
         """The axes of the value that it varies along."""
         varying = self.varying()
@@ -236,11 +241,19 @@ def hole(view: View, there: tuple[Dims, np.ndarray] | None, by: frozenset[Tear])
     loops, array = there
     if array.all():
         return view
-    along = [t for t, size in enumerate(array.shape[len(loops) :]) if size > 1]
+    first = len(loops)
+    alike = [t for t in range(first, array.ndim) if (array == array.take([0], t)).all()]
+    array = array[tuple(slice(1) if t in alike else slice(None) for t in range(array.ndim))]
+    along = [t - first for t in range(first, array.ndim) if t not in alike]
     for t in along:
         view = flatten(view, t)
     dims = (*loops, *(view.axes[t].dims[0] for t in along))
-    return view.replace(holes=(*view.holes, Named(dims, array.reshape([dim.size for dim in dims]))))
+    left = Named(dims, array.reshape([dim.size for dim in dims]))
+    # Of copies, it says which are there.
+    copies = [t for t in along if view.varying().isdisjoint(view.axes[t].dims)]
+    if copies and len(copies) < len(along):
+        return view.replace(masks=(*view.masks, left))
+    return view.replace(holes=(*view.holes, left))
 
 
 def pad(view: View, t: int, lo: int, hi: int, inner: int = 0) -> View | None:

@@ -264,7 +264,7 @@ class Walk:
     def _may_be_added(self, view: View, beside_others: bool) -> bool:
         visible = view.visible()
         left = {dim for dim in view.varying() - view.summed if dim.size > 1}
-        return bool(left & view.shared or left - visible) or (
+        return bool(left & view.shared or left - visible) or view.is_placed() or (
             beside_others and (bool(view.masks) or any(axis.padded for axis in view.axes))
         )
 

@@ -44,8 +44,9 @@ def dynamic_update_slice(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Seq
     on = walk.end([view for view in update.views if not view.spans().isdisjoint(short)], eqn, eqn.out)
     views = [view for view in update.views if view.spans().isdisjoint(short)]
     views = [view.tears_along(short, lambda tear: tear.then(eqn)) for view in views]
-    spread = (functools.reduce(lambda v, t: v.with_axis(t, blank(eqn.out[t])), short, view) for view in views)
-    return [Value(Level.DATA, (*spread, *on))]
+    spread = [functools.reduce(lambda v, t: v.with_axis(t, blank(eqn.out[t])), short, view) for view in views]
+    # Where it was written, nobody knows.
+    return [Value(Level.DATA, (*(view.tear() if short else view for view in spread), *on))]
 
 
 def scatter(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
