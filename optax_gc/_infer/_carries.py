@@ -83,7 +83,7 @@ def carried(
     in_part = (bool(mine) and not adds_up) or (leaks and (bool(mine) or added))
     if not stays or (in_part and not read and any(step in view.varying() for view in own)):
         walk.refuse([*start, *own], MOVES)
-    elif not mine or read:
+    elif read:
         # What is read together with the sum so far is read together with what that is made of.
         for group in walk.groups:
             together = mine and any(same(view, mark) for view in group.beside)
@@ -91,8 +91,11 @@ def carried(
                 group.views += [view for view in (*start, *own) if view.of is group.of]
         walk.close(start)
         walk.close(own)
+    elif not mine:
+        walk.close(start)
+        return (*_last(walk, own, mark, step), *outer)
     elif not adds_up or leaks:
-        walk.close([*start, *own])
+        return (*_last(walk, [*start, *own], mark, step), *outer)
     elif any(view.picks for view in own):
         walk.refuse([view for view in own if view.picks], CHOSEN)
         walk.close([*start, *(view for view in own if not view.picks)])
@@ -106,6 +109,19 @@ def carried(
     else:
         return (*start, *(_over_steps(view, step) for view in own), *outer)
     return tuple(outer)
+
+
+def _last(walk: Walk, views: Sequence[View], mark: View, step: Dim | None) -> list[View]:
+    """What a loop returns that is no sum over its steps is judged, but may be added to more of the kind."""
+    on: list[View] = []
+    for of in {view.of: None for view in views}:
+        group = [view for view in views if view.of is of and not walk.is_settled(view)]
+        if any(view.varying() - view.summed - view.visible() - {step} for view in group):
+            walk.refuse(group, MOVES)  # A loop around it may add it up.
+        elif group:
+            # Judged together, they are one sum.
+            on += walk.judged_on(group, tuple(axis.length for axis in mark.axes))[:1]
+    return on
 
 
 def _over_steps(view: View, step: Dim | None) -> View:

@@ -253,19 +253,26 @@ class Walk:
             if lost:
                 self.refuse(group, f"a batch of products enters {eqn.name}")
                 continue
-            if isinstance(of, Param):
-                self.ended.update(dict.fromkeys(view.use for view in group))
-                self._judged(of, group)
-            axes = tuple(blank(size) for size in out)
-            one_each = {(view.use, view.stopped): view for view in group}.values()
-            on += [View(of, axes, (), use=v.use, product=True, stopped=v.stopped, lost=True) for v in one_each]
+            on += self.judged_on(group, out)
         return on
+
+    def judged_on(self, group: Sequence[View], out: Shape) -> list[View]:
+        """The views of one parameter are judged as they are, and what they are a sum of goes on without coordinates."""
+        of = group[0].of
+        if isinstance(of, Param):
+            self.ended.update(dict.fromkeys(view.use for view in group))
+            self._judged(of, list(group))
+        axes = tuple(blank(size) for size in out)
+        one_each = {(view.use, view.stopped): view for view in group}.values()
+        return [View(of, axes, (), use=v.use, product=True, stopped=v.stopped, lost=True) for v in one_each]
 
     def _may_be_added(self, view: View, beside_others: bool) -> bool:
         visible = view.visible()
         left = {dim for dim in view.varying() - view.summed if dim.size > 1}
-        return bool(left & view.shared or left - visible) or view.is_placed() or (
-            beside_others and (bool(view.masks) or any(axis.padded for axis in view.axes))
+        return (
+            bool(left & view.shared or left - visible)
+            or view.is_placed()
+            or (beside_others and (bool(view.masks) or any(axis.padded for axis in view.axes)))
         )
 
     def read(self, mark: Mark) -> None:
