@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from optax_gc._infer._arrays import Axis, Dim, blank, size_of
-from optax_gc._infer._equation import Equation
+from optax_gc._infer._constants import Constant
+from optax_gc._infer._equation import Equation, Shape
+from optax_gc._infer._maths import mul
 from optax_gc._infer._uses import Param, Tier, Use
-from optax_gc._infer._values import GONE, Level, Value, hidden_by
+from optax_gc._infer._values import GONE, Facts, Level, Value, hidden_by
 from optax_gc._infer._views import View, flatten
 from optax_gc._infer._walk import BY_PARAMETER, Rule, Walk, unknown
 
@@ -31,7 +33,42 @@ class _Side(NamedTuple):
 def dot_general(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """What is contracted is summed, what is in the batch is shared, the rest stays on the axes."""
     contracted, batch = eqn["dimension_numbers"]
+    least, most = sorted(value.level for value in ins[:2])
+    if not contracted[0] and (least <= Level.NOISE or least < most == Level.DATA):
+        return _elementwise(walk, eqn, ins[:2], batch)
     return _contraction(walk, eqn, ins[:2], contracted, batch, ((), ()))
+
+
+def _elementwise(walk: Walk, eqn: Equation, ins: Sequence[Value], batch: Any) -> Sequence[Value]:
+    """A product that contracts nothing is an elementwise one of operands that are broadcast."""
+    shapes, placed, start = [], [], len(batch[0])
+    for value, shape, shared in zip(ins, eqn.shapes[:2], batch, strict=True):
+        free = [t for t in range(len(shape)) if t not in shared]
+        places = dict(zip((*shared, *free), (*range(len(shared)), *range(start, start + len(free))), strict=True))
+        start += len(free)
+        shapes.append(tuple(eqn.out[o] if o in places.values() else 1 for o in range(len(eqn.out))))
+        placed.append(_moved(value, places, shapes[-1]))
+    eqn.shapes = shapes
+    return mul(walk, eqn, placed)
+
+
+def _moved(value: Value, places: Mapping[int, int], shape: Shape) -> Value:
+    """A value with its axes at other places, and axes of one position between them."""
+    order = sorted(places, key=places.__getitem__)
+    views = []
+    for view in value.views:
+        axes = [blank(1)] * len(shape)
+        for t, o in places.items():
+            axes[o] = view.axes[t]
+        views.append(view.replace(axes=tuple(axes)))
+
+    def told() -> Facts:
+        flat, hot, cold, distinct = (frozenset(places.get(t, t) for t in axes) for axes in value.facts[:4])
+        masks = value.facts.masks_after(axes=(), places=places)
+        return Facts(flat, hot, cold, distinct, masks, value.facts.zero)
+
+    known = value.known and Constant(lambda _, x: x.transpose(order).reshape(shape), [value.known])
+    return Value(value.level, tuple(views), known, told, value.hidden)
 
 
 def ragged_dot(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
@@ -148,10 +185,9 @@ def _activations(
 
 
 def _units_of(other: Value, side: _Side) -> list[int]:
-    """The free axes along which a weight that the data scale, or choose a layer of, has units: they are no examples."""
-    if other.level != Level.SCALED:
-        return []
-    return [t for t in side.free if any(view.along(view.on([t])) for view in other.views)]
+    """The free axes along which a weight has units, and no examples, that the data scale, or constants mix."""
+    views = [view for view in other.views if other.level == Level.SCALED or (view.use and view.use.fixed)]
+    return [t for t in side.free if any(view.along(view.on([t])) for view in views)]
 
 
 def _is_weight(value: Value, other: Value) -> bool:
