@@ -23,7 +23,7 @@ PART = "a part that the data choose"
 def layout(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """The views move with their axes."""
     moved = [MOVES[eqn.name](eqn, view) for view in ins[0].views]
-    return [Value(ins[0].level, tuple(view for view in moved if view is not None))]
+    return [Value(ins[0].level, tuple(view for view in moved if view is not None), fixed=ins[0].fixed)]
 
 
 def split(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:

@@ -143,9 +143,10 @@ def _contraction(
         else:
             walk.close(ended)
     level = max(value.level for value in ins)
+    fixed = walk.captured == Level.CONST and all(value.fixed or value.level <= Level.WEIGHT for value in ins)
     if not met:
-        return [Value(level, tuple(views))]
-    return [Value(Level.DATA, tuple(view for view in views if view.product))]
+        return [Value(level, tuple(views), fixed=fixed)]
+    return [Value(Level.DATA, tuple(view for view in views if view.product), fixed=fixed)]
 
 
 def _placed(eqn: Equation, view: View, sides: Sequence[_Side], k: int) -> View:
@@ -187,7 +188,7 @@ def _activations(
 def _units_of(other: Value, side: _Side) -> list[int]:
     """The free axes along which a weight has units, and no examples, that the data scale, or constants mix."""
     views = [view for view in other.views if other.level == Level.SCALED or (view.use and view.use.fixed)]
-    return [t for t in side.free if any(view.along(view.on([t])) for view in views)]
+    return [t for t in side.free if other.fixed or any(view.along(view.on([t])) for view in views)]
 
 
 def _is_weight(value: Value, other: Value) -> bool:

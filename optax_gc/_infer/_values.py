@@ -112,6 +112,7 @@ class Value:
     told: Facts | Callable[[], Facts] = NOTHING  # or how to find them: few are ever asked for
     hidden: frozenset[Param | Mark] = frozenset()  # what a weight is made of besides its views
     waiting: int = 0  # values in a row whose facts are still to be found
+    fixed: bool = False  # a product of weights and constants alone
 
     @functools.cached_property
     def facts(self) -> Facts:

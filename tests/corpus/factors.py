@@ -534,9 +534,27 @@ _MERGED = {
     "of one task, added": lambda x, on, a, b: x @ (jnp.ones((7, 6)) + a @ b[on[0]]),
     "of a task for each example": lambda x, on, a, b: jnp.einsum("ni,nio->no", x, a @ b[on]),
 }
+_MIX = np.linspace(-1, 2, 9, dtype=np.float32).reshape(3, 3)
+_MIXED_BY_CONSTANTS = {
+    "by a matrix": lambda x, a, b: x @ (a @ (_MIX @ b)),
+    "by a matrix, outputs": lambda x, a, b: x @ (a @ (b @ np.tri(6, dtype=np.float32))),
+    "by a number": lambda x, a, b: x @ (a @ jnp.dot(2.0, b)),
+    "by a number, as a tensor": lambda x, a, b: x @ (a @ jnp.tensordot(2.0, b, 0)),
+    "by a number of an einsum": lambda x, a, b: x @ (a @ jnp.einsum(",ro->ro", 2.0, b)),
+    "by numbers of an einsum": lambda x, a, b: x @ (a @ jnp.einsum("o,ro->ro", np.arange(1.0, 7), b)),
+    "by data of an einsum": lambda x, a, b: x @ (a @ jnp.einsum("r,ro->ro", x[0, :3], b)),
+}
+_IN_AN_EINSUM = {
+    "scaled": lambda x, on, a, b: jnp.einsum("bi,ir,ro->bo", x, a, b[0] * x[0, 0]),
+    "masked": lambda x, on, a, b: jnp.einsum("bi,ir,ro->bo", x, a, b[0] * x[:3, :6]),
+    "of one task": lambda x, on, a, b: jnp.einsum("bi,ir,ro->bo", x, a, b[on[0]]),
+    "mixed by a constant": lambda x, on, a, b: jnp.einsum("bi,ir,ro->bo", x, a, _MIX @ b[0]),
+}
 _TASKS = (x_(5, 7), tokens(5))
 MERGED = [
     *spelled("merged", _MERGED, _TASKS, a=w("i7 o3"), b=alone("9 3 6")),
+    *spelled("merged", _MIXED_BY_CONSTANTS, x_(5, 7), a=w("i7 o3"), b=w("i3 o6")),
+    *spelled("one einsum", _IN_AN_EINSUM, _TASKS, a=w("i7 o3"), b=w("b9 i3 o6", "9 3 6")),
     case(
         "merged: a convolution, of one task",
         lambda x, on, a, b: lax.conv_general_dilated(

@@ -872,7 +872,87 @@ _CHOSEN_APART: dict[str, Any] = {
     ),
 }
 
+# Products at places of their own, in one buffer.
+_EYE = np.eye(4, dtype=np.float32)
+
+
+def _at(y: jax.Array, t: Any) -> jax.Array:
+    return lax.dynamic_update_slice(jnp.zeros((4, 2, 6)), y[None], (t, 0, 0))
+
+
+def _filled(x: jax.Array, w: jax.Array) -> jax.Array:
+    def put(t: Any, y: jax.Array) -> jax.Array:
+        return y + jnp.where((jnp.arange(4) == t)[:, None, None], x[t] @ w[t], 0.0)
+
+    return lax.fori_loop(0, 4, put, jnp.zeros((4, 2, 6)))
+
+
+_PLACED = {
+    "by one-hots that are broadcast": lambda x, w: sum(_EYE[t][:, None, None] * (x[t] @ w[t]) for t in range(4)),
+    "by one-hots, as a tensor": lambda x, w: sum(jnp.tensordot(_EYE[t], x[t] @ w[t], 0) for t in range(4)),
+    "by one-hots of an einsum": lambda x, w: sum(jnp.einsum("s,bo->sbo", _EYE[t], x[t] @ w[t]) for t in range(4)),
+    "by one-hots in a loop": lambda x, w: lax.scan(
+        lambda y, at: (y + at[2][:, None, None] * (at[0] @ at[1]), None), jnp.zeros((4, 2, 6)), (x, w, jnp.eye(4))
+    )[0],
+    "beside each other": lambda x, w: sum((x[t] @ w[t])[:, None, :] * _EYE[t][:, None] for t in range(4)).reshape(
+        2, 24
+    ),
+    "in a loop": _filled,
+    "in a loop, one of them": lambda x, w: _filled(x, w)[1],
+    "weights, block-diagonal": lambda x, w: jnp.einsum("sbi,stio->tbo", x, _EYE[:, :, None, None] * w[:, None]),
+}
+_PLACED_AND_ADDED = {
+    "summed": lambda y: y.sum(0),
+    "in an einsum": lambda y: jnp.einsum("tbo->bo", y),
+    "by a vector": lambda y: jnp.tensordot(np.arange(1.0, 5), y, 1),
+    "halves": lambda y: y[:2] + y[2:],
+    "turned round": lambda y: y + y[::-1],
+    "rolled": lambda y: y + jnp.roll(y, 1, 0),
+    "in a loop": lambda y: lax.fori_loop(0, 4, lambda t, c: c + y[t], jnp.zeros((2, 6))),
+}
+_PLACED_BY_DATA = {
+    "two": lambda x, on, w: _at(x @ w[0], on[0]) + _at(x @ w[1], on[0] + 1),
+    "one, and another all over": lambda x, on, w: _at(x @ w[0], on[0]) + x @ w[1],
+    "read back elsewhere": lambda x, on, w: (
+        lax.dynamic_index_in_dim(_at(x @ w[0], on[0]), on[0] - 1, 0, False) + x @ w[1]
+    ),
+    "in a loop": lambda x, on, w: lax.fori_loop(0, 2, lambda k, y: y + _at(x @ w[k], k + on[0]), jnp.zeros((4, 2, 6))),
+}
+# What a loop leaves is the last product, or some sum that it also gives: it may still be added to.
+_LEFT = {
+    "a sum that it gives": lambda x, w: lax.scan(lambda c, y: (c + y @ w[0], c), _SUM, x)[0] + x[0] @ w[1],
+    "the last": lambda x, w: lax.scan(lambda c, y: (y @ w[0], None), _SUM, x)[0] + x[0] @ w[1],
+    "the last that the data want": lambda x, w: (
+        lax.scan(lambda c, y: (jnp.where(y[:, :1] > 0, y @ w[0], c), None), _SUM, x)[0] + x[0] @ w[1]
+    ),
+    "a sum that another one sees": lambda x, w: (
+        lax.scan(lambda c, y: ((c[0] + y @ w[0], c[0] + c[1]), None), (_SUM, jnp.zeros_like(_SUM)), x)[0][0]
+        + x[0] @ w[1]
+    ),
+    "the last, in a loop": lambda x, w: lax.scan(
+        lambda c, w: (c + lax.scan(lambda h, y: (y @ w, None), jnp.zeros((2, 6)), x)[0], None), _SUM, w
+    )[0],
+}
+_STOPPED = {
+    "cond, vmapped": lambda x, y, w: jax.vmap(lambda x: lax.cond(x[0] > 0, lambda: x @ w, lambda: 2 * (x @ w)))(x),
+    "where": lambda x, y, w: x @ jnp.where(y[0, 0] > 0, lax.stop_gradient(w), w),
+    "where, the other way": lambda x, y, w: x @ jnp.where(y[0, 0] > 0, w, lax.stop_gradient(w)),
+    "cond": lambda x, y, w: x @ lax.cond(y[0, 0] > 0, lambda: lax.stop_gradient(w), lambda: w),
+    "joined": lambda x, y, w: x @ jnp.concatenate([lax.stop_gradient(w[:2]), w[2:]]),
+    "joined, the other way": lambda x, y, w: x @ jnp.concatenate([w[:2], lax.stop_gradient(w[2:])]),
+    "carried": lambda x, y, w: lax.scan(lambda v, x: (w, x @ v), lax.stop_gradient(w), x[None])[1],
+}
+
+
 CASES = [
+    *spelled("products placed", _PLACED, _ENSEMBLE, check_batch=False, w=w("b4 i5 o6")),
+    *spelled(
+        "stopped in part, and the other way round",
+        {name: lambda x, y, w, f=f: (f(x, y, w), y @ w.T) for name, f in _STOPPED.items()},
+        (_X, x_(2, 6)),
+        w=alone("5 6"),
+    ),
+    *spelled("products placed by data, added", _PLACED_BY_DATA, (_X, tokens(2)), w=alone("2 5 6")),
     *spelled("layers", _through(dense), _X, w=w("b4 i5 o5")),
     *spelled("called", _CALLED, _X, w=w("i5 o6")),
     *spelled("residual layers", _RESIDUALS, x_(2, 6), w=_BLOCKS),
@@ -925,6 +1005,13 @@ CASES = [
     *GRADIENTS,
 ]
 HARD = [
+    *spelled(
+        "products placed, and added",
+        {name: lambda x, w, f=f: f(_filled(x, w)) for name, f in _PLACED_AND_ADDED.items()},
+        _ENSEMBLE,
+        w=w("i4 i5 o6", "4 5 6"),
+    ),
+    *spelled("added to what a loop leaves", _LEFT, _ENSEMBLE, w=w("i2 i5 o6")),
     *spelled("a layer that the data choose", _UNSURE_LAYER, (_X, tokens(2)), w=w("b2 i5 o6")),
     *spelled("chosen apart", _CHOSEN_APART, (_X, tokens(2)), w=w("i2 i5 o6")),
     *ADDED,
