@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -34,38 +35,39 @@ def dot_general(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Val
     """What is contracted is summed, what is in the batch is shared, the rest stays on the axes."""
     contracted, batch = eqn["dimension_numbers"]
     least, most = sorted(value.level for value in ins[:2])
-    if not contracted[0] and (least <= Level.NOISE or least < most == Level.DATA):
-        return _elementwise(walk, eqn, ins[:2], batch)
+    summed = math.prod(eqn.shapes[0][t] for t in contracted[0])
+    if (summed == 1 and least <= Level.NOISE) or (not contracted[0] and least < most == Level.DATA):
+        return _elementwise(walk, eqn, ins[:2], contracted, batch)
     return _contraction(walk, eqn, ins[:2], contracted, batch, ((), ()))
 
 
-def _elementwise(walk: Walk, eqn: Equation, ins: Sequence[Value], batch: Any) -> Sequence[Value]:
-    """A product that contracts nothing is an elementwise one of operands that are broadcast."""
+def _elementwise(walk: Walk, eqn: Equation, ins: Sequence[Value], contracted: Any, batch: Any) -> Sequence[Value]:
+    """A product that sums nothing is an elementwise one of operands that are broadcast."""
     shapes, placed, start = [], [], len(batch[0])
-    for value, shape, shared in zip(ins, eqn.shapes[:2], batch, strict=True):
-        free = [t for t in range(len(shape)) if t not in shared]
+    for value, shape, gone, shared in zip(ins, eqn.shapes[:2], contracted, batch, strict=True):
+        free = [t for t in range(len(shape)) if t not in shared and t not in gone]
         places = dict(zip((*shared, *free), (*range(len(shared)), *range(start, start + len(free))), strict=True))
         start += len(free)
         shapes.append(tuple(eqn.out[o] if o in places.values() else 1 for o in range(len(eqn.out))))
-        placed.append(_moved(value, places, shapes[-1]))
+        placed.append(_moved(value, places, gone, shapes[-1]))
     eqn.shapes = shapes
     return mul(walk, eqn, placed)
 
 
-def _moved(value: Value, places: Mapping[int, int], shape: Shape) -> Value:
-    """A value with its axes at other places, and axes of one position between them."""
-    order = sorted(places, key=places.__getitem__)
+def _moved(value: Value, places: Mapping[int, int], gone: Sequence[int], shape: Shape) -> Value:
+    """A value with its axes at other places, with axes of one position between them, and without some of these."""
+    order = (*sorted(places, key=places.__getitem__), *gone)
     views = []
     for view in value.views:
         axes = [blank(1)] * len(shape)
         for t, o in places.items():
             axes[o] = view.axes[t]
-        views.append(view.replace(axes=tuple(axes)))
+        views.append(view.drop_dims(view.on(gone)).replace(axes=tuple(axes)))
 
     def told() -> Facts:
-        flat, hot, cold, distinct = (frozenset(places.get(t, t) for t in axes) for axes in value.facts[:4])
-        masks = value.facts.masks_after(axes=(), places=places)
-        return Facts(flat, hot, cold, distinct, masks, value.facts.zero)
+        moved = {**places, GONE: GONE}
+        flat, hot, cold, distinct = (frozenset(moved[t] for t in axes if t in moved) for axes in value.facts[:4])
+        return Facts(flat, hot, cold, distinct, value.facts.masks_after(axes=(), places=places), value.facts.zero)
 
     known = value.known and Constant(lambda _, x: x.transpose(order).reshape(shape), [value.known])
     return Value(value.level, tuple(views), known, told, value.hidden)

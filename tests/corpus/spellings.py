@@ -890,6 +890,9 @@ def _filled(x: jax.Array, w: jax.Array) -> jax.Array:
 _PLACED = {
     "by one-hots that are broadcast": lambda x, w: sum(_EYE[t][:, None, None] * (x[t] @ w[t]) for t in range(4)),
     "by one-hots, as a tensor": lambda x, w: sum(jnp.tensordot(_EYE[t], x[t] @ w[t], 0) for t in range(4)),
+    "by columns of one": lambda x, w: sum(
+        jnp.einsum("sk,kbo->sbo", _EYE[:, t : t + 1], (x[t] @ w[t])[None]) for t in range(4)
+    ),
     "by one-hots of an einsum": lambda x, w: sum(jnp.einsum("s,bo->sbo", _EYE[t], x[t] @ w[t]) for t in range(4)),
     "by one-hots in a loop": lambda x, w: lax.scan(
         lambda y, at: (y + at[2][:, None, None] * (at[0] @ at[1]), None), jnp.zeros((4, 2, 6)), (x, w, jnp.eye(4))
