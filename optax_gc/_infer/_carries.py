@@ -116,7 +116,7 @@ def _last(walk: Walk, views: Sequence[View], mark: View, step: Dim | None) -> li
     on: list[View] = []
     for of in {view.of: None for view in views}:
         group = [view for view in views if view.of is of and not walk.is_settled(view)]
-        if any(view.varying() - view.summed - view.visible() - {step} for view in group):
+        if any(view.varying() - view.summed - view.shared - view.visible() - {step} for view in group):
             walk.refuse(group, MOVES)  # A loop around it may add it up.
         elif group:
             # Judged together, they are one sum.

@@ -34,11 +34,18 @@ class _Side(NamedTuple):
 def dot_general(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """What is contracted is summed, what is in the batch is shared, the rest stays on the axes."""
     contracted, batch = eqn["dimension_numbers"]
-    least, most = sorted(value.level for value in ins[:2])
     summed = math.prod(eqn.shapes[0][t] for t in contracted[0])
-    if (summed == 1 and least <= Level.NOISE) or (not contracted[0] and least < most == Level.DATA):
+    if summed == 1 and any(
+        value.level <= Level.NOISE or _scales(eqn, ins, batch, k) for k, value in enumerate(ins[:2])
+    ):
         return _elementwise(walk, eqn, ins[:2], contracted, batch)
     return _contraction(walk, eqn, ins[:2], contracted, batch, ((), ()))
+
+
+def _scales(eqn: Equation, ins: Sequence[Value], batch: Any, k: int) -> bool:
+    """Whether an operand is data that have an axis of some of a weight's, and no other."""
+    mine, weight = ins[k].level == Level.DATA, ins[1 - k].level in (Level.WEIGHT, Level.SCALED)
+    return mine and weight and len(eqn.shapes[k]) == len(batch[k]) < len(eqn.shapes[1 - k])
 
 
 def _elementwise(walk: Walk, eqn: Equation, ins: Sequence[Value], contracted: Any, batch: Any) -> Sequence[Value]:
