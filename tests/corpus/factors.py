@@ -538,6 +538,7 @@ _MIX = np.linspace(-1, 2, 9, dtype=np.float32).reshape(3, 3)
 _MIXED_BY_CONSTANTS = {
     "by a matrix": lambda x, a, b: x @ (a @ (_MIX @ b)),
     "by a matrix, outputs": lambda x, a, b: x @ (a @ (b @ np.tri(6, dtype=np.float32))),
+    "by a matrix and a number": lambda x, a, b: x @ (a @ (2 * (_MIX @ b))),
     "by a number": lambda x, a, b: x @ (a @ jnp.dot(2.0, b)),
     "by a number, as a tensor": lambda x, a, b: x @ (a @ jnp.tensordot(2.0, b, 0)),
     "by a number of an einsum": lambda x, a, b: x @ (a @ jnp.einsum(",ro->ro", 2.0, b)),

@@ -941,6 +941,8 @@ _STOPPED = {
     "where": lambda x, y, w: x @ jnp.where(y[0, 0] > 0, lax.stop_gradient(w), w),
     "where, the other way": lambda x, y, w: x @ jnp.where(y[0, 0] > 0, w, lax.stop_gradient(w)),
     "cond": lambda x, y, w: x @ lax.cond(y[0, 0] > 0, lambda: lax.stop_gradient(w), lambda: w),
+    "where, products": lambda x, y, w: (lambda p: jnp.where(y > 0, lax.stop_gradient(p), p))(x @ w),
+    "where, products, the other way": lambda x, y, w: (lambda p: jnp.where(y > 0, p, lax.stop_gradient(p)))(x @ w),
     "joined": lambda x, y, w: x @ jnp.concatenate([lax.stop_gradient(w[:2]), w[2:]]),
     "joined, the other way": lambda x, y, w: x @ jnp.concatenate([w[:2], lax.stop_gradient(w[2:])]),
     "carried": lambda x, y, w: lax.scan(lambda v, x: (w, x @ v), lax.stop_gradient(w), x[None])[1],
@@ -954,6 +956,14 @@ CASES = [
         {name: lambda x, y, w, f=f: (f(x, y, w), y @ w.T) for name, f in _STOPPED.items()},
         (_X, x_(2, 6)),
         w=alone("5 6"),
+    ),
+    case(
+        "a loop of which the first step alone sees what it starts from",
+        lambda x, w: lax.scan(
+            lambda h, y: (y @ np.eye(5, 6, dtype=np.float32), tanh(h + y @ w[1])), x[0] @ w[0] + x[1] @ w[1], x
+        )[1],
+        _ENSEMBLE,
+        w=alone("2 5 6"),
     ),
     *spelled("products placed by data, added", _PLACED_BY_DATA, (_X, tokens(2)), w=alone("2 5 6")),
     *spelled("layers", _through(dense), _X, w=w("b4 i5 o5")),
