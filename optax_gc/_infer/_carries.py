@@ -92,7 +92,8 @@ def carried(
         walk.close(start)
         walk.close(own)
     elif not mine:
-        walk.close(start)
+        if leaks:
+            _last(walk, start, mark, step)
         return (*_last(walk, own, mark, step), *outer)
     elif not adds_up or leaks:
         return (*_last(walk, [*start, *own], mark, step), *outer)
