@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence, Set
 
 from optax_gc._infer._arrays import Dim
@@ -120,8 +121,9 @@ def _last(walk: Walk, views: Sequence[View], mark: View, step: Dim | None) -> li
         if any(view.varying() - view.summed - view.shared - view.visible() - {step} for view in group):
             walk.refuse(group, MOVES)  # A loop around it may add it up.
         elif group:
-            # Judged together, they are one sum.
-            on += walk.judged_on(group, tuple(axis.length for axis in mark.axes))[:1]
+            # Judged together, they are one sum, and none of what the loop gives step by step.
+            for view in walk.judged_on(group, tuple(axis.length for axis in mark.axes))[:1]:
+                on.append(view.replace(use=view.use and dataclasses.replace(view.use)))
     return on
 
 

@@ -932,6 +932,12 @@ _LEFT = {
         lax.scan(lambda c, y: ((c[0] + y @ w[0], c[0] + c[1]), None), (_SUM, jnp.zeros_like(_SUM)), x)[0][0]
         + x[0] @ w[1]
     ),
+    "the last, and the first": lambda x, w: (lambda last, given: last + given[0])(
+        *_carried(lambda c, y: (y + y, y))(x[:2], w)
+    ),
+    "what a loop leaves that starts from it": lambda x, w: (
+        lax.fori_loop(0, 2, lambda k, c: x[k] @ w[1], c := lax.fori_loop(0, 2, lambda k, c: x[k] @ w[0], _SUM)) + c
+    ),
     "the last, in a loop": lambda x, w: lax.scan(
         lambda c, w: (c + lax.scan(lambda h, y: (y @ w, None), jnp.zeros((2, 6)), x)[0], None), _SUM, w
     )[0],
