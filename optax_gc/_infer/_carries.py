@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence, Set
 
-from optax_gc._infer._arrays import Dim
+from optax_gc._infer._arrays import Dim, blank
 from optax_gc._infer._constants import Constant
+from optax_gc._infer._equation import Shape
 from optax_gc._infer._masks import Case, Mask, Tear
 from optax_gc._infer._maths import CHOSEN, HIDDEN
 from optax_gc._infer._uses import Mark, Param
@@ -41,6 +42,18 @@ def without(
         walk.refuse(own, MOVES)
     leaks |= partial
     return tuple(view for view in views if isinstance(view.of, Mark) and view.of not in sums)
+
+
+def unread(views: Sequence[View], shape: Shape) -> list[View]:
+    """What goes on of products that are judged, but may be added to more: one for each parameter, without coordinates."""
+    first = {view.of: view for view in views if isinstance(view.of, Param) and view.product and view.use}
+    axes = tuple(map(blank, shape))
+    return [
+        View(
+            of, axes, (), use=view.use and dataclasses.replace(view.use), product=True, stopped=view.stopped, lost=True
+        )
+        for of, view in first.items()
+    ]
 
 
 def come_back(before: Sequence[View], after: Sequence[View]) -> bool:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_gc._infer._arrays import Axis, Dim, blank
-from optax_gc._infer._carries import carried, come_back, without
+from optax_gc._infer._carries import carried, come_back, unread, without
 from optax_gc._infer._choices import choice, one_of
 from optax_gc._infer._constants import ON_NUMBERS, Constant, fold, step_of
 from optax_gc._infer._equation import Equation, dtype_of, open_jaxpr, shape_of
@@ -229,6 +229,15 @@ def _loop(
         dataclasses.replace(value, views=without(walk, value.views, sums, leaks, after))
         for value in results[len(carry) :]
     ]
+    made_of = {mark.of: (*value.views, *after[mark.of]) for value, mark in zip(carry, marks, strict=True) if mark}
+
+    def with_sums(value: Value, i: int, mine: Any) -> Value:
+        """Sums on the way that it holds, and that nothing has read, may be added to more."""
+        seen = {view.of for view in results[i].views if isinstance(view.of, Mark) and view.of in sums - {mine}}
+        views = [view for mark in seen if not walk.was_read(mark) for view in made_of[mark]]
+        return dataclasses.replace(value, views=(*value.views, *unread(views, shape_of(open_jaxpr(body).outvars[i]))))
+
+    stacked = [with_sums(value, len(carry) + k, None) for k, value in enumerate(stacked)]
     outs = []
     for i, (value, result) in enumerate(zip(carry, results, strict=False)):
         if counters[i]:
@@ -244,7 +253,7 @@ def _loop(
             )
             facts = Facts(masks=hides[i])
             told = Facts(masks=facts.masks_after("returned")) if anew[i] else facts
-            outs.append(Value(Level.DATA, views, told=told))
+            outs.append(with_sums(Value(Level.DATA, views, told=told), i, mark.of))
     return [*outs, *stacked]
 
 

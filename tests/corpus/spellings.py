@@ -932,6 +932,15 @@ _LEFT = {
         lax.scan(lambda c, y: ((c[0] + y @ w[0], c[0] + c[1]), None), (_SUM, jnp.zeros_like(_SUM)), x)[0][0]
         + x[0] @ w[1]
     ),
+    "the last that it gives": lambda x, w: (
+        lax.scan(lambda c, y: (c + y @ w[0], c + y @ w[0]), _SUM, x)[1][-1] + x[0] @ w[1]
+    ),
+    "the last that it gives as it carries it": lambda x, w: (
+        _summing(lambda c, y: (c + y, c + y))(x, w[0])[1][-1] + x[0] @ w[1]
+    ),
+    "what it gives before the first": lambda x, w: (
+        _summing(lambda c, y: (c + y, c), lambda x, v: x[1] @ w[1])(x, w[0])[1][0] + x[0] @ w[0]
+    ),
     "the last, and the first": lambda x, w: (lambda last, given: last + given[0])(
         *_carried(lambda c, y: (y + y, y))(x[:2], w)
     ),
