@@ -45,7 +45,7 @@ def without(
 
 
 def unread(views: Sequence[View], shape: Shape) -> list[View]:
-    """What goes on of products that are judged, but may be added to more: one for each parameter, without coordinates."""
+    """What goes on of judged products that may be added to more: one for each parameter, without coordinates."""
     first = {view.of: view for view in views if isinstance(view.of, Param) and view.product and view.use}
     axes = tuple(map(blank, shape))
     return [
