@@ -13,7 +13,7 @@ from optax_gc._infer._maths import CHOSEN, HIDDEN
 from optax_gc._infer._uses import Mark, Param
 from optax_gc._infer._values import Level, Value
 from optax_gc._infer._views import View, same
-from optax_gc._infer._walk import Walk
+from optax_gc._infer._walk import UNFINISHED, Walk
 
 MOVES = "moves in what a loop carries"
 
@@ -102,7 +102,11 @@ def carried(
         for group in walk.groups:
             together = mine and any(same(view, mark) for view in group.beside)
             if together and not any(step in view.varying() for view in (*group.views, *own)):
-                group.views += [view for view in (*start, *own) if view.of is group.of]
+                more = [view for view in (*start, *own) if view.of is group.of]
+                if any(view.lost for view in more):
+                    walk.refuse(more, UNFINISHED)
+                else:
+                    group.views += more
         walk.close(start)
         walk.close(own)
     elif not mine:

@@ -102,11 +102,11 @@ class Walk:
             return env[atom]
 
         outside, self.eqns = self.eqns, jaxpr.eqns
-        beside = set() if self.opaque else aside(jaxpr, within=bool(self.trail))
+        idle = set() if self.opaque else aside(jaxpr, within=bool(self.trail))
         for eqn in jaxpr.eqns:
             outer = self.trail, self.backward, self.aside
             self.trail = (eqn, *self.trail)
-            self.backward, self.aside = self.backward or is_backward(eqn), self.aside or id(eqn) in beside
+            self.backward, self.aside = self.backward or is_backward(eqn), self.aside or id(eqn) in idle
             env.update(zip(eqn.outvars, self._equation(eqn, [read(atom) for atom in eqn.invars]), strict=True))
             self.trail, self.backward, self.aside = outer
         self.eqns = outside

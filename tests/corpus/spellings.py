@@ -932,6 +932,10 @@ _LEFT = {
         lax.scan(lambda c, y: ((c[0] + y @ w[0], c[0] + c[1]), None), (_SUM, jnp.zeros_like(_SUM)), x)[0][0]
         + x[0] @ w[1]
     ),
+    "the last, read with a sum that starts from it": lambda x, w: _summing(
+        lambda c, y: (c + y, tanh(c + y)),
+        lambda x, v: lax.scan(lambda c, y: (y @ w[0], None), _SUM, x)[0],
+    )(x, w[1])[1],
     "the last that it gives": lambda x, w: (
         lax.scan(lambda c, y: (c + y @ w[0], c + y @ w[0]), _SUM, x)[1][-1] + x[0] @ w[1]
     ),
