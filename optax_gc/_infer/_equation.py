@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 from jax import core
 
 from optax_gc._infer._arrays import UnfollowedError
@@ -74,3 +75,11 @@ def aside(jaxpr: Any, within: bool) -> set[int]:
 def is_backward(eqn: Any) -> bool:
     stack = getattr(eqn.source_info.name_stack, "stack", ())
     return any(getattr(step, "name", "") == "transpose" for step in stack)
+
+
+def is_read_whole(eqn: Any) -> bool:
+    """Whether an equation reads all of a reference."""
+    if "tree" not in eqn.params or len(eqn.invars) > 1 or shape_of(eqn.outvars[0]) != shape_of(eqn.invars[0]):
+        return False
+    # Slices as long as the axes take all that is there, in its order.
+    return all(type(step).__name__ == "NDIndexer" for step in jax.tree.unflatten(eqn.params["tree"], ()))

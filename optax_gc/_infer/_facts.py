@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from optax_gc._infer._layout import MOVES
 from optax_gc._infer._masks import Hiding, Mask
 from optax_gc._infer._names import ELEMENTWISE, KEEP_ZERO, SAME
 from optax_gc._infer._uses import Mark
-from optax_gc._infer._values import GONE, NOTHING, Facts, Level, Value, level_of
+from optax_gc._infer._values import GONE, NOTHING, ZERO, Facts, Level, Value, level_of
 from optax_gc._infer._views import View
 
 _ARITHMETIC = frozenset({*ELEMENTWISE, "add", "sub", "mul", "div", "select_n"})
@@ -22,7 +22,8 @@ _KEEP_ZERO = KEEP_ZERO | {"div"}
 _WITH_ZERO = frozenset({"add", "sub", "max", "min", "or"})  # zero where both operands are
 _PARTS = frozenset({"dynamic_slice", "split"})
 _COMPARISONS = frozenset({"eq", "ne", "lt", "le", "gt", "ge"})
-_SOURCES = frozenset({"broadcast_in_dim", "iota", *_COMPARISONS})
+_EMPTY = frozenset({"empty", "empty2"})  # what is read of it has been written before
+_SOURCES = frozenset({"broadcast_in_dim", "iota", *_EMPTY, *_COMPARISONS})
 _JOINS = frozenset({"concatenate", "stack"})
 _SCATTERS = frozenset({"scatter", "scatter-add"})
 _REDUCED = frozenset({"reduce_sum", "reduce_max", "reduce_min", "reduce_and", "reduce_or"})
@@ -81,6 +82,15 @@ def _found(eqn: Any, ins: Sequence[Value], result: int) -> Facts:
         return _joined(name, eqn.params["dimension" if name == "concatenate" else "axis"], [v.facts for v in ins])
     if name in _SCATTERS and first.zero and ins[2].level == Level.CONST:
         return Facts(hot=frozenset(eqn.params["dimension_numbers"].scatter_dims_to_operand_dims))
+    if name == "scatter":
+        form = eqn.params["dimension_numbers"]
+        gone = {*form.inserted_window_dims, *form.operand_batching_dims}
+        kept = [t for t in range(len(out)) if t not in gone]
+        return _written(first, ins[2].facts, dict(zip(form.update_window_dims, kept, strict=True)), eqn, 2)
+    if name == "dynamic_update_slice":
+        return _written(first, ins[1].facts, {t: t for t in range(len(out))}, eqn, 1)
+    if name in _EMPTY:
+        return ZERO
     if name == "gather":
         return _gathered(eqn, first)
     if name in _REDUCED:
@@ -102,6 +112,31 @@ def _joined(name: str, axis: int, facts: Sequence[Facts]) -> Facts:
     if name == "concatenate":
         masks = Facts(masks=masks).masks_after((name, axis) if len(some) == len(facts) else None, [axis])
     return Facts(hot=frozenset.intersection(*hots) if hots else frozenset(), masks=masks, zero=not hots)
+
+
+def _written(base: Facts, update: Facts, places: Mapping[int, int], eqn: Any, written: int) -> Facts:
+    """Along an axis that each update fills, a position holds one of the two; `places` has the update's axes on it."""
+    out, shape = shape_of(eqn.outvars[0]), shape_of(eqn.invars[written])
+    filled = {place for o, place in places.items() if shape[o] == out[place]}
+    update = Facts(
+        hot=frozenset(places[o] for o in update.hot if o in places),
+        masks=update.masks_after(places=places),
+        zero=update.zero,
+    )
+    found = either(base, update)
+    hot = found.hot if base.zero else found.hot & filled
+    return Facts(hot=hot, masks=frozenset(Hiding(Mask(), along & filled) for _, along in found.masks), zero=found.zero)
+
+
+def either(a: Facts, b: Facts) -> Facts:
+    """What is known of a value that is one of two, place by place."""
+    some = [fact for fact in (a, b) if not fact.zero]
+    hots = [fact.hot for fact in some]
+    return Facts(
+        hot=frozenset.intersection(*hots) if hots else frozenset(),
+        masks=_one_of(some) if some else frozenset(),
+        zero=not some,
+    )
 
 
 def _gathered(eqn: Any, first: Facts) -> Facts:
@@ -199,7 +234,8 @@ def _arithmetic(name: str, facts: list[Facts], constant: Sequence[bool] = (False
         return Facts(flat, cold=once)
     if name == "select_n":
         some = [case for case in facts[1:] if not case.zero]
-        hot = some[0].hot if len(some) == 1 else frozenset[int]()
+        # Along an axis where all of one case is chosen, it is what the case is.
+        hot = some[0].hot if len(some) == 1 else a.flat.intersection(*(case.hot for case in some))
         hot = hot | (a.hot if facts[1].zero else a.cold if b.zero else frozenset())
         masks = _one_of(some)
         if len(some) < len(facts) - 1:

@@ -17,11 +17,11 @@ from optax_gc._infer._carries import carried, come_back, unread, without
 from optax_gc._infer._choices import choice, one_of
 from optax_gc._infer._constants import ON_NUMBERS, Constant, fold, step_of
 from optax_gc._infer._equation import Equation, dtype_of, open_jaxpr, shape_of
-from optax_gc._infer._facts import facts_of_choice
+from optax_gc._infer._facts import either, facts_of_choice
 from optax_gc._infer._masks import Hiding, Mask
 from optax_gc._infer._names import CALLS
 from optax_gc._infer._uses import Mark
-from optax_gc._infer._values import Facts, Level, Value, has_met_data
+from optax_gc._infer._values import NOTHING, Facts, Level, Value, has_met_data
 from optax_gc._infer._views import flatten, marked
 from optax_gc._infer._walk import Rule, Walk
 
@@ -78,7 +78,8 @@ def _step_of(value: Value, step: Dim) -> Value:
         view = flatten(view, 0)
         views.append(view.take(view.axes[0].dims[0], np.arange(step.size), (step,)).with_axis(0))
     known = value.known and Constant(lambda _, x, i: x[i], [value.known, step_of(step)])
-    return Value(value.level, tuple(views), known, value.facts.shifted(0, -1), value.hidden)
+    told, steps = value.facts.shifted(0, -1), value.steps | {step}
+    return Value(value.level, tuple(views), known, told, value.hidden, steps=steps)
 
 
 def _stacked(value: Value, step: Dim) -> Value:
@@ -184,25 +185,30 @@ def _loop(
 ) -> list[Value]:
     """Walks a body until the levels of what it carries rise no more; data are carried as marks."""
     xs = [_step_of(value, step) for value in scanned if step]
+    around = frozenset[Dim]().union(*(value.steps for value in (*consts, *carry, *scanned)))
+    steps = around | {step} if step else around
     counters = [_counter(body, len(consts), i, value, step, reverse) for i, value in enumerate(carry)]
     levels = [_level(value) for value in carry]
     moved = [False] * len(carry)  # weights that do not come back as they went in
-    hides = [value.facts.masks for value in carry]  # what hides it at every step
-    anew = [False] * len(carry)  # whether that is another thing at each
+    holds = [Facts(hot=f.hot, masks=f.masks, zero=f.zero) for f in (value.facts for value in carry)]  # at every step
+    anew = [False] * len(carry)  # whether another thing hides it at each
     while True:
         said, inside, marks = walk.said(), [], []
         for value, counter, level, lost in zip(carry, counters, levels, moved, strict=True):
             shape = shape_of(open_jaxpr(body).invars[len(consts) + len(inside)])
             marks.append(marked(shape) if level == Level.DATA and not counter else None)
             if counter:
-                inside.append(Value(Level.CONST, known=counter))
+                inside.append(Value(Level.CONST, known=counter, steps=steps))
             elif level == Level.DATA:
-                inside.append(Value(level, (marks[-1],), told=Facts(masks=hides[len(inside)])))
+                inside.append(Value(level, (marks[-1],), told=holds[len(inside)], steps=steps))
             else:
                 views = () if lost else value.views
-                inside.append(Value(level if views else min(level, Level.WEIGHT), views, hidden=value.hidden))
+                told = holds[len(inside)] if level == Level.CONST else NOTHING
+                inside.append(
+                    Value(level if views else min(level, Level.WEIGHT), views, told=told, hidden=value.hidden)
+                )
         results = walk.jaxpr(body, [*consts, *inside, *xs])
-        before = [*levels, *moved, *anew]
+        before = [*levels, *moved, *holds]
         for i, (value, result) in enumerate(zip(carry, results, strict=False)):
             if counters[i]:
                 continue
@@ -210,11 +216,14 @@ def _loop(
             if risen == levels[i] and risen in (Level.WEIGHT, Level.SCALED):
                 moved[i] = moved[i] or not come_back(value.views, result.views)
             levels[i] = risen
-            if risen == Level.DATA and not anew[i] and hides[i] != result.facts.masks:
+            masks = holds[i].masks
+            if risen == Level.DATA and not anew[i] and masks != result.facts.masks:
                 anew[i] = True
-                alongs = [along for _, along in hides[i] | result.facts.masks]
-                hides[i] = frozenset([Hiding(Mask(), frozenset.intersection(*alongs))])
-        if before == [*levels, *moved, *anew]:
+                alongs = [along for _, along in masks | result.facts.masks]
+                masks = frozenset([Hiding(Mask(), frozenset.intersection(*alongs))])
+            if holds[i].hot or holds[i].zero or masks is not holds[i].masks:
+                holds[i] = either(holds[i], result.facts)._replace(masks=masks)
+        if before == [*levels, *moved, *holds]:
             break
         walk.take_back(said)
     sums = {mark.of for mark in marks if mark and isinstance(mark.of, Mark)}
@@ -251,10 +260,9 @@ def _loop(
             views = carried(
                 walk, value.views, mark, kept[i], [*consts, *carry, *scanned], step, mark.of in leaks, mark.of in added
             )
-            facts = Facts(masks=hides[i])
-            told = Facts(masks=facts.masks_after("returned")) if anew[i] else facts
+            told = holds[i]._replace(masks=holds[i].masks_after("returned")) if anew[i] else holds[i]
             outs.append(with_sums(Value(Level.DATA, views, told=told), i, mark.of))
-    return [*outs, *stacked]
+    return [value.telling(steps=around) for value in (*outs, *stacked)] if around else [*outs, *stacked]
 
 
 def _level(value: Value) -> Level:

@@ -117,7 +117,8 @@ def _scaled(
     views = []
     for view in placed(value, shape, eqn.out):
         torn = {hiding.on(dict(enumerate(view.axes[: len(factor)]))) for hiding in other.facts.masks}
-        scaled, use = view.scaled | view.on(along), Use(walk.tier(view), walk.trail)
+        scaled = view.scaled | view.on(along) | (other.steps - view.varying())
+        use = Use(walk.tier(view), walk.trail)
         views.append(view.replace(scaled=scaled, torn=view.torn | torn, use=use))
     # A factor that is zero but for one position looks up.
     hot = other.facts.hot

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from optax_gc._infer._arrays import LIMIT, Axis, UnfollowedError
+from optax_gc._infer._arrays import LIMIT, Axis, Dim, UnfollowedError
 from optax_gc._infer._constants import KINDS, Constant, numbers_of
 from optax_gc._infer._masks import TURNED, Hiding, Mask, Tear
 from optax_gc._infer._uses import Mark, Param, Use
@@ -113,6 +113,7 @@ class Value:
     hidden: frozenset[Param | Mark] = frozenset()  # what a weight is made of besides its views
     waiting: int = 0  # values in a row whose facts are still to be found
     fixed: bool = False  # a product of weights and constants alone
+    steps: frozenset[Dim] = frozenset()  # of the loops around it, from step to step of which it may differ
 
     @functools.cached_property
     def facts(self) -> Facts:
@@ -122,7 +123,8 @@ class Value:
         """The same value with something else to tell: what is cached of its views stays."""
         value = object.__new__(Value)
         value.__dict__.update(self.__dict__)
-        value.__dict__.pop("facts", None)
+        if "told" in changes:
+            value.__dict__.pop("facts", None)
         value.__dict__.update(changes)
         return value
 

@@ -8,7 +8,6 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.extend.core as jex
 
 from optax_gc._infer._arrays import Dim, UnfollowedError, blank
@@ -20,6 +19,7 @@ from optax_gc._infer._equation import (
     dtype_of,
     is_array,
     is_backward,
+    is_read_whole,
     open_jaxpr,
     references,
     shape_of,
@@ -297,6 +297,8 @@ def _told(eqn: Any, ins: Sequence[Value], out: Value, result: int) -> Value:
         find = functools.partial(facts_after, eqn, ins, result)
         waiting = 1 + max([value.waiting for value in ins], default=0)
         changes = {"told": find, "waiting": waiting} if waiting < _DEPTH else {"told": find()}
+    if any(value.steps for value in ins):
+        changes["steps"] = frozenset[Dim]().union(*(value.steps for value in ins))
     if out.level == Level.WEIGHT and any(value.views or value.hidden for value in ins):
         changes["hidden"] = frozenset[Any]().union(*(value.sources | value.hidden for value in ins)) - out.sources
     return out.telling(**changes) if changes else out
@@ -328,18 +330,11 @@ def unknown(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
 def referring(walk: Walk, eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
     """A reference to a param that nobody wrote into is read as the param; what else is read from one is data."""
     (ref, *_), name = ins, eqn.primitive.name
-    if name == "get" and _is_read_whole(eqn) and ref.views and walk.written.isdisjoint(ref.sources):
+    if name == "get" and is_read_whole(eqn) and ref.views and walk.written.isdisjoint(ref.sources):
         return [ref]
     if name != "get":
         walk.written |= ref.sources
     return [Value(Level.DATA)] * len(refused(walk, eqn, ins, f"enters the unknown operation {name}"))
-
-
-def _is_read_whole(eqn: Any) -> bool:
-    if "tree" not in eqn.params or len(eqn.invars) > 1 or shape_of(eqn.outvars[0]) != shape_of(eqn.invars[0]):
-        return False
-    # Slices as long as the axes take all that is there, in its order.
-    return all(type(step).__name__ == "NDIndexer" for step in jax.tree.unflatten(eqn.params["tree"], ()))
 
 
 def refused(walk: Walk, eqn: Any, ins: Sequence[Value], reason: str) -> Sequence[Value]:

@@ -429,6 +429,40 @@ SUMS = [
         w=w("i2 i5 o6"),
     ),
     case(
+        "experts chosen by one number after the other",
+        lambda x, r, b, e: lax.map(lambda x: jax.nn.softmax(x * r + b) @ e, x),
+        x_(7),
+        r=alone("4"),
+        b=alone("4"),
+        e=w("i4 o6"),
+    ),
+    case(
+        "experts chosen by one feature, step by step",
+        lambda x, r, b, e: lax.map(
+            lambda x: lax.map(lambda t: jax.nn.softmax((x[t] * r).sum(0) + b) @ e, jnp.arange(7)), x
+        ),
+        x_(2, 7, 1, 1),
+        r=alone("1 4"),
+        b=alone("4"),
+        e=w("i4 o6"),
+    ),
+    *(
+        case(
+            f"clipped at a number of the data{name}",
+            lambda x, s, w, f=f: lax.map(lambda x: f(x, s, w), x),
+            [x_(3, 2, 5), x_(4)],
+            w=w("b4 i5 o5", "4 5 5"),
+        )
+        for name, f in {
+            ", the same in each layer": lambda x, s, w: lax.scan(
+                lambda h, w: (tanh(h @ jnp.clip(w * s[0], -1, 1)), None), x, w
+            )[0],
+            " for each layer": lambda x, s, w: lax.scan(
+                lambda h, a: (tanh(h @ jnp.clip(a[0] * a[1], -1, 1)), None), x, (w, s)
+            )[0],
+        }.items()
+    ),
+    case(
         "a one-hot of a table",
         lambda ids, t, w: jax.nn.one_hot((jnp.tanh(t[ids])[..., 0] * 5).astype(jnp.int32) % 7, 7) @ w,
         jax.ShapeDtypeStruct((2, 3), jnp.int32),

@@ -92,6 +92,19 @@ _HOT = {
     "rolled": lambda t: jnp.roll(_hot(t), 1, axis=1),
     "of a sorted row": lambda t: _hot(jnp.argsort(t, -1)),
     "of top_k": lambda t: jnp.float32(lax.top_k(jnp.sin(t[..., None] * jnp.arange(V)), 1)[1] == jnp.arange(V)),
+    "one of two": lambda t: jnp.where((t > 0)[..., None], _hot(t), _hot(t + 1)),
+    "one of two, by cond": lambda t: lax.cond(t[0, 0] > 0, lambda: _hot(t), lambda: _hot(t + 1)),
+    "set in a loop": lambda t: lax.fori_loop(0, 7, lambda n, b: b.at[:, n].set(_hot(t[:, n])), jnp.zeros((2, 7, V))),
+    "updated in a loop": lambda t: lax.fori_loop(
+        0,
+        7,
+        lambda n, b: lax.dynamic_update_slice(b, _hot(lax.dynamic_slice(t, (0, n), (2, 1))), (0, n, 0)),
+        lax.empty((2, 7, V), jnp.float32) if hasattr(lax, "empty") else jnp.zeros((2, 7, V)),
+    ),
+    "rolled in a loop": lambda t: lax.fori_loop(0, 3, lambda _, h: jnp.roll(h, 1, axis=-1), _hot(t)),
+    "the last in a loop": lambda t: lax.scan(
+        lambda h, n: (jnp.where((n > 0)[:, None, None], _hot(n)[:, None], h), None), jnp.zeros((2, 7, V)), t.T
+    )[0],
     "of the largest": lambda t: _hot(jnp.argmax(jnp.sin(t[..., None] * jnp.arange(V)), -1)),
 }
 _LOOKUPS = {
@@ -139,6 +152,29 @@ _NO_LOOKUPS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         lambda t, w: jnp.einsum("tbv,td->bvd", _hot(t).swapaxes(0, 1), w),
         _IDS,
         {"w": w("i7 o4")},
+    ),
+    "one-hots added in a loop": (
+        lambda t, e: lax.scan(lambda h, n: (h + _hot(n), None), jnp.zeros((2, V)), t.T)[0] @ e,
+        _IDS,
+        {"e": w("i12 o4")},
+    ),
+    "one-hots joined in a buffer": (
+        lambda t, e: (
+            lax.fori_loop(0, 3, lambda n, b: b.at[:, :, 4 * n + jnp.arange(4)].set(_hot(t, 4)), jnp.zeros((2, 7, V)))
+            @ e
+        ),
+        _IDS,
+        {"e": w("i12 o4")},
+    ),
+    "one-hots changed in a loop": (
+        lambda t, e: lax.fori_loop(0, 3, lambda n, h: h + jnp.roll(h, n, 2), _hot(t)) @ e,
+        _IDS,
+        {"e": w("i12 o4")},
+    ),
+    "of two by class": (
+        lambda t, e: jnp.where(jnp.arange(V) < t[0, 0], _hot(t), _hot(t + 1)) @ e,
+        _IDS,
+        {"e": w("i12 o4")},
     ),
     "ids compared with places": (lambda t, w: jnp.float32(t == jnp.arange(7)) @ w, _IDS, {"w": w("i7 o4")}),
     "places compared with ids": (lambda t, w: jnp.float32(jnp.arange(7) == t) @ w, _IDS, {"w": w("i7 o4")}),

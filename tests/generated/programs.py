@@ -224,10 +224,10 @@ def _scaled(make, spec, depth, taint):
 
 
 def _masked(make, spec, depth, taint):
-    inner = make.kernel(spec, depth, taint | INEXACT)
+    inner = make.kernel(spec, depth, taint | JOINED | INEXACT)
     shape = [axis.size if make.chance(0.7) else 1 for axis in spec]
     mask = make.numbers.integers(0, 2, size=shape).astype(np.float32)
-    # One unit is whole, so that each input is one.
+    # One unit of the parameter is whole, so that each input is one.
     mask[tuple(slice(None) if axis.role == "in" else 0 for axis in spec)] = 1
     if make.chance(0.5):
         return Kernel(lambda env: jnp.where(mask > 0, inner.run(env), 0.0), inner.value * mask)
