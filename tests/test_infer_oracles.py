@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from generated import Program, batches, jacobian, kind, loops, masks
+from generated import Program, batches, jacobian, kind, loops, masks, nested, pairs, placed
 from jax import lax
 
 SEEDS, CHUNK = 80, 40
 # The seeds that may be left alone although something is an input.
 UNDECIDED = json.loads((pathlib.Path(__file__).parent / "undecided.json").read_text())
 CHUNKS = [(module, start) for module in (jacobian, batches, loops, masks) for start in range(0, SEEDS, CHUNK)]
+CHUNKS += [(nested, 0), (placed, 0)]
 
 
 @pytest.mark.parametrize(("module", "start"), CHUNKS, ids=lambda value: getattr(value, "__name__", value))
@@ -33,9 +34,16 @@ def test_no_axis_is_wrong_and_what_is_undecided_is_known(module, start):
     assert not {kind: seeds for kind, seeds in new.items() if seeds}
 
 
+def test_no_axis_of_a_chain_of_parameters_is_wrong_and_what_is_undecided_is_known():
+    found = {(seed, name): verdict for seed in range(300) for name, verdict in pairs.verdicts(pairs.draw(seed)).items()}
+    assert not {key: why for key, (word, why) in found.items() if word == "wrong"}
+    undecided = {key: why for key, (word, why) in found.items() if word == "undecided" and key[0] < SEEDS}
+    assert undecided.keys() <= set(map(tuple, UNDECIDED["pairs"])), undecided
+
+
 @pytest.mark.parametrize(
     ("module", "seed"),
-    [(jacobian, 21997), (jacobian, 22098), (loops, 30500397), (loops, 30500497)],
+    [(jacobian, 21997), (jacobian, 22098), (loops, 30500397), (loops, 30500497), (nested, 2086), (nested, 2214)],
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_no_axis_of_a_rare_program_is_wrong(module, seed):

@@ -22,12 +22,13 @@ def without(
     walk: Walk,
     views: Sequence[View],
     sums: Set[Mark],
-    leaks: set[Mark],
+    leaks: dict[Mark, bool],
     after: Mapping[Param | Mark, Sequence[View]],
 ) -> tuple[View, ...]:
-    """Takes out, and notes, what is a sum that is not complete; what it was added to is left alone.
+    """Takes out what is a sum that is not complete; what it was added to is left alone.
 
-    Where that is what the loop carries on, it is judged with it.
+    Where that is what the loop carries on, it is judged with it. `leaks` notes these sums, and if they are seen as they
+    are.
     """
     partial = sums & {view.of for view in views}
     if not partial:
@@ -40,7 +41,7 @@ def without(
         walk.close(own)
     else:
         walk.refuse(own, MOVES)
-    leaks |= partial
+    leaks.update({mark: leaks.get(mark, False) or not own for mark in partial})
     return tuple(view for view in views if isinstance(view.of, Mark) and view.of not in sums)
 
 
@@ -69,6 +70,7 @@ def carried(
     outside: Sequence[Value],
     step: Dim | None,
     leaks: bool,
+    bare: bool,
     added: bool,
 ) -> tuple[View, ...]:
     """What a loop over data returns: where it adds to its carry and does not read it, a sum over its steps.
@@ -81,6 +83,7 @@ def carried(
       outside: what the body is given.
       step: the step of the loop.
       leaks: whether the carry is seen before the loop is over.
+      bare: whether it is then seen as it is, so that what the loop starts from is.
       added: whether it is seen in something else that the loop carries.
     """
     walk.refuse([view for view in start if not view.product], "where a loop over data starts")
@@ -114,6 +117,8 @@ def carried(
             _last(walk, start, mark, step)
         return (*_last(walk, own, mark, step), *outer)
     elif not adds_up or leaks:
+        if bare:
+            _last(walk, start, mark, step)
         return (*_last(walk, [*start, *own], mark, step), *outer)
     elif any(view.picks for view in own):
         walk.refuse([view for view in own if view.picks], CHOSEN)

@@ -20,6 +20,7 @@ from optax_gc._infer._equation import Equation, dtype_of, open_jaxpr, shape_of
 from optax_gc._infer._facts import either, facts_of_choice
 from optax_gc._infer._masks import Hiding, Mask
 from optax_gc._infer._names import CALLS
+from optax_gc._infer._units import is_alone
 from optax_gc._infer._uses import Mark
 from optax_gc._infer._values import NOTHING, Facts, Level, Value, has_met_data
 from optax_gc._infer._views import flatten, marked
@@ -47,12 +48,15 @@ def cond(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
         level = max(case.level for case in cases)
         if level == Level.DATA:
             told = functools.partial(facts_of_choice, which, cases, len(eqn.outs[len(results)]))
-            results.append(Value(level, choice(walk, cases, which), told=told))
+            fixed = all(map(is_alone, cases))
+            results.append(Value(level, choice(walk, cases, which), told=told, fixed=fixed))
             continue
         kept = one_of([case.views for case in cases])
         by_data = which.level == Level.DATA and level != Level.WEIGHT
-        results.append(Value(Level.DATA if by_data else level, () if by_data else tuple(kept)))
-        if by_data:
+        if not by_data:
+            results.append(Value(level, tuple(kept)))
+        else:
+            results.append(Value(Level.DATA, fixed=all(map(is_alone, cases))))
             walk.refuse(kept, "chosen in place of data")
     return results
 
@@ -79,7 +83,7 @@ def _step_of(value: Value, step: Dim) -> Value:
         views.append(view.take(view.axes[0].dims[0], np.arange(step.size), (step,)).with_axis(0))
     known = value.known and Constant(lambda _, x, i: x[i], [value.known, step_of(step)])
     told, steps = value.facts.shifted(0, -1), value.steps | {step}
-    return Value(value.level, tuple(views), known, told, value.hidden, steps=steps)
+    return Value(value.level, tuple(views), known, told, value.hidden, fixed=value.fixed, steps=steps)
 
 
 def _stacked(value: Value, step: Dim) -> Value:
@@ -95,7 +99,7 @@ def _stacked(value: Value, step: Dim) -> Value:
         # What hides it may be another thing at each step.
         view = view.tears(lambda tear, dims=axis.dims: tear._replace(dims=(*dims, *tear.dims)))
         views.append(view.replace(axes=(axis, *view.axes)))
-    return Value(value.level, tuple(views), told=value.facts.shifted(0, 1), hidden=value.hidden)
+    return Value(value.level, tuple(views), told=value.facts.shifted(0, 1), hidden=value.hidden, fixed=value.fixed)
 
 
 def while_loop(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
@@ -191,6 +195,7 @@ def _loop(
     levels = [_level(value) for value in carry]
     moved = [False] * len(carry)  # weights that do not come back as they went in
     holds = [Facts(hot=f.hot, masks=f.masks, zero=f.zero) for f in (value.facts for value in carry)]  # at every step
+    fixed = [is_alone(value) for value in carry]
     anew = [False] * len(carry)  # whether another thing hides it at each
     while True:
         said, inside, marks = walk.said(), [], []
@@ -200,7 +205,9 @@ def _loop(
             if counter:
                 inside.append(Value(Level.CONST, known=counter, steps=steps))
             elif level == Level.DATA:
-                inside.append(Value(level, (marks[-1],), told=holds[len(inside)], steps=steps))
+                inside.append(
+                    Value(level, (marks[-1],), told=holds[len(inside)], fixed=fixed[len(inside)], steps=steps)
+                )
             else:
                 views = () if lost else value.views
                 told = holds[len(inside)] if level == Level.CONST else NOTHING
@@ -208,7 +215,7 @@ def _loop(
                     Value(level if views else min(level, Level.WEIGHT), views, told=told, hidden=value.hidden)
                 )
         results = walk.jaxpr(body, [*consts, *inside, *xs])
-        before = [*levels, *moved, *holds]
+        before = [*levels, *moved, *fixed, *holds]
         for i, (value, result) in enumerate(zip(carry, results, strict=False)):
             if counters[i]:
                 continue
@@ -216,6 +223,7 @@ def _loop(
             if risen == levels[i] and risen in (Level.WEIGHT, Level.SCALED):
                 moved[i] = moved[i] or not come_back(value.views, result.views)
             levels[i] = risen
+            fixed[i] = fixed[i] and is_alone(result)
             masks = holds[i].masks
             if risen == Level.DATA and not anew[i] and masks != result.facts.masks:
                 anew[i] = True
@@ -223,17 +231,17 @@ def _loop(
                 masks = frozenset([Hiding(Mask(), frozenset.intersection(*alongs))])
             if holds[i].hot or holds[i].zero or masks is not holds[i].masks:
                 holds[i] = either(holds[i], result.facts)._replace(masks=masks)
-        if before == [*levels, *moved, *holds]:
+        if before == [*levels, *moved, *fixed, *holds]:
             break
         walk.take_back(said)
     sums = {mark.of for mark in marks if mark and isinstance(mark.of, Mark)}
-    leaks: set[Mark] = set()  # sums that are seen before they are complete
+    leaks: dict[Mark, bool] = {}  # sums that are seen before they are complete, perhaps as they are
     after = {mark.of: result.views for result, mark in zip(results, marks, strict=False) if mark}
     kept = []
     for result, mark in zip(results, marks, strict=False):
         others = sums - {mark.of} if mark else frozenset[Mark]()
         kept.append(without(walk, result.views, others, leaks, after))
-    added = leaks.copy()
+    added = set(leaks)
     stacked = [
         dataclasses.replace(value, views=without(walk, value.views, sums, leaks, after))
         for value in results[len(carry) :]
@@ -257,11 +265,10 @@ def _loop(
         elif (mark := marks[i]) is None:
             outs.append(Value(levels[i], result.views, hidden=result.hidden))
         else:
-            views = carried(
-                walk, value.views, mark, kept[i], [*consts, *carry, *scanned], step, mark.of in leaks, mark.of in added
-            )
+            seen = mark.of in leaks, leaks.get(mark.of, False), mark.of in added
+            views = carried(walk, value.views, mark, kept[i], [*consts, *carry, *scanned], step, *seen)
             told = holds[i]._replace(masks=holds[i].masks_after("returned")) if anew[i] else holds[i]
-            outs.append(with_sums(Value(Level.DATA, views, told=told), i, mark.of))
+            outs.append(with_sums(Value(Level.DATA, views, told=told, fixed=fixed[i]), i, mark.of))
     return [value.telling(steps=around) for value in (*outs, *stacked)] if around else [*outs, *stacked]
 
 

@@ -12,14 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_gc._infer._arrays import Dim, Dims, UnfollowedError
-from optax_gc._infer._equation import Equation
+from optax_gc._infer._equation import Equation, Shape
 from optax_gc._infer._layout import aligned
 from optax_gc._infer._masks import Tear
 from optax_gc._infer._names import ELEMENTWISE, NONLINEAR, REDUCTIONS, SAME, short
+from optax_gc._infer._units import has_examples, is_alone
 from optax_gc._infer._uses import Mark, Param, Use
 from optax_gc._infer._values import GONE, Level, Value, has_met_data, joined, level_behind, level_of
 from optax_gc._infer._views import View, hole, same
-from optax_gc._infer._walk import ELEMENT, Rule, Walk
+from optax_gc._infer._walk import BY_PARAMETER, ELEMENT, Rule, Walk
 
 CHOSEN = "parts that the data choose are added up"
 HIDDEN = "parts of it may be hidden where they are added up"
@@ -96,22 +97,38 @@ def mul(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     views: list[View] = []
     for value, other, shape, other_shape in ((a, b, one, two), (b, a, two, one)):
         if value.level == Level.DATA and other.level > Level.NOISE:
-            along = _varies_along(other, other_shape) if other.level == Level.DATA else []
-            walk.read_by_data(value.views, [t for t in range(len(shape)) if along and t not in along])
+            if other.level == Level.DATA and not other.unmet and math.prod(other_shape) > 1:
+                along = _varies_along(other, other_shape)
+                walk.read_by_data(value.views, [t for t in range(len(shape)) if along and t not in along])
+            else:
+                walk.close(value.views, by_weight=True)
         elif has_met_data(other):
             views += _scaled(walk, eqn, value, other, shape, other_shape)
         else:
             views += placed(value, shape, eqn.out)
-    result = Level.DATA if all(view.product for view in views) else Level.SCALED
-    return [Value(result, combined(walk, views) if result == Level.SCALED else tuple(views))]
+    if all(view.product for view in views):
+        return [Value(Level.DATA, tuple(views), fixed=_stays_unmet(((a, one), (b, two)), eqn.out))]
+    kept = combined(walk, views)
+    fixed = not kept and all(map(is_alone, ins))
+    return [Value(Level.SCALED if kept else level_behind(ins), kept, fixed=fixed)]
+
+
+def _stays_unmet(factors: Sequence[tuple[Value, Shape]], out: Shape) -> bool:
+    """Whether a product that has not met the data is multiplied by what does not tell all of its entries apart."""
+    axes = {t for t, size in enumerate(out) if size > 1}
+    told = any(v.level == Level.DATA and not v.unmet and axes.issubset(_varies_along(v, n)) for v, n in factors)
+    return not told and any(value.unmet for value, _ in factors)
 
 
 def _scaled(
     walk: Walk, eqn: Equation, value: Value, other: Value, shape: tuple[int, ...], factor: tuple[int, ...]
 ) -> list[View]:
     """Notes along which dims a factor of data varies. A sum of shifted products is read before the next factor."""
-    if value.level == Level.SCALED and _several(value):
+    if value.level == Level.SCALED and _several(value) and has_examples(value):
         walk.close(value.views)
+        return []
+    if other.unmet:
+        walk.refuse(value.views, BY_PARAMETER)
         return []
     along = _varies_along(other, factor)
     views = []

@@ -26,6 +26,8 @@ LAYOUT = _names("transpose reshape broadcast_in_dim slice pad rev tile squeeze e
 REDUCTIONS = _names("reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin")
 # Functions of whole axes that are no sums.
 NONLINEAR = _names("sort top_k approx_top_k cummax cummin cumprod cumlogsumexp reduce_window_max reduce_window_min")
+# What ends a unit.
+ENDING = ELEMENTWISE | NONLINEAR | _names("reduce_max reduce_min reduce_prod argmax argmin")
 # Followed by rules of their own, and folded where all operands are constants.
 FOLDED = _names(
     """add add_any sub mul div select_n concatenate split stack unstack iota dynamic_slice dynamic_update_slice gather

@@ -12,13 +12,16 @@ from optax_gc._infer._arrays import Axis, Dim, blank, size_of
 from optax_gc._infer._constants import Constant
 from optax_gc._infer._equation import Equation, Shape
 from optax_gc._infer._maths import mul
+from optax_gc._infer._source import one_call
+from optax_gc._infer._units import has_examples, unit_steps, units_of, untold
 from optax_gc._infer._uses import Param, Tier, Use
-from optax_gc._infer._values import GONE, Facts, Level, Value, hidden_by
+from optax_gc._infer._values import GONE, Facts, Level, Value, hidden_by, level_behind
 from optax_gc._infer._views import View, flatten
 from optax_gc._infer._walk import BY_PARAMETER, Rule, Walk, unknown
 
 ACTS_AS_DATA = "acts as data"
 BY_CONSTANT = "multiplied by a constant before it meets the data"
+SHARED = "spread over units that share it"
 ALONG_INPUTS = "scaled by data along its inputs"
 
 
@@ -104,7 +107,7 @@ def _contraction(
         ins, repeated = _activations(walk, eqn, ins, sides)
         is_weight = [_is_weight(ins[k], ins[1 - k]) for k in (0, 1)]
     for k, value in enumerate(ins):
-        other, ended = ins[1 - k], []
+        other, ended, acting = ins[1 - k], [], []
         for view in value.views:
             placed = _placed(eqn, view, sides, k)
             if view.product:
@@ -115,8 +118,8 @@ def _contraction(
                 ended += [] if grown else [view]
                 if other.level > Level.WEIGHT and view.use and view.use.fixed:
                     walk.remark(view, walk.tier(view), BY_CONSTANT)
-            elif not is_weight[k] and is_weight[1 - k]:
-                walk.close([view], ACTS_AS_DATA)
+            elif not is_weight[k] and (is_weight[1 - k] or (other.unmet and has_examples(value))):
+                acting.append(view)
             elif other.facts.zero:
                 walk.remark(view, Tier.WITH_CONSTANT, "")
             elif other.level not in (Level.CONST, Level.WEIGHT) and _is_lookup(other, sides[1 - k]):
@@ -133,29 +136,32 @@ def _contraction(
                 walk.refuse([view], reason)
             else:
                 met, fixed = True, other.level <= Level.NOISE and walk.captured == Level.CONST
+                fixed = fixed and not has_examples(value)
                 places = _places(placed, sides, k)
-                alike = repeated or _units_of(other, sides[1 - k])
+                units, steps = units_of(other, sides[1 - k].free), unit_steps(other) - placed.varying()
                 views.append(
                     walk.start(
                         placed,
                         torn=view.torn | hidden_by(other, sides[1 - k].contracted, places),
-                        repeated=frozenset(dim for t in alike for dim in places[t].dims),
+                        repeated=steps.union(*(places[t].dims for t in repeated or units)),
                         summed=view.summed | view.on(sides[k].contracted),
                         shared=view.shared | view.on((*sides[k].batch, *sides[k].groups)),
-                        use=Use(walk.tier(view, other.level), walk.trail, fixed=fixed),
+                        use=Use(
+                            walk.tier(view, other.level), walk.trail, fixed=fixed, of_units=untold(other, units, steps)
+                        ),
                     )
                 )
+        walk.close(acting, ACTS_AS_DATA)
         if other.level == Level.CONST:
             views += walk.end(ended, eqn, eqn.out)
-        elif other.level == Level.DATA:
+        elif has_examples(other) or (other.level == Level.DATA and not other.unmet):
             walk.read_by_data(ended, sides[k].free)
         else:
-            walk.close(ended)
+            walk.close(ended, by_weight=True)
     level = max(value.level for value in ins)
-    fixed = walk.captured == Level.CONST and all(value.fixed or value.level <= Level.WEIGHT for value in ins)
     if not met:
-        return [Value(level, tuple(views), fixed=fixed)]
-    return [Value(Level.DATA, tuple(view for view in views if view.product), fixed=fixed)]
+        return [Value(level, tuple(views))]
+    return [Value(Level.DATA, tuple(view for view in views if view.product))]
 
 
 def _placed(eqn: Equation, view: View, sides: Sequence[_Side], k: int) -> View:
@@ -194,21 +200,17 @@ def _activations(
     return [acts if value is ins[k] else value for value in ins], repeated[k]
 
 
-def _units_of(other: Value, side: _Side) -> list[int]:
-    """The free axes along which a weight has units, and no examples, that the data scale, or constants mix."""
-    views = [view for view in other.views if other.level == Level.SCALED or (view.use and view.use.fixed)]
-    return [t for t in side.free if other.fixed or any(view.along(view.on([t])) for view in views)]
-
-
 def _is_weight(value: Value, other: Value) -> bool:
     """Whether a factor is made of weights that have not met the data, but for a scale that all their entries share.
 
-    A part that the data choose is a row of a table, and data, unless the other factor is such a part: of one layer.
+    A part that the data choose is a row of a table, and data, unless the other factor is such a part, of one layer, or
+    has met data.
     """
     parts = all(not dims for view in (*value.views, *other.views) for _, dims in view.picks)
-    layers = parts and all(any(view.picks for view in side.views) for side in (value, other))
+    layers = parts and all(any(view.picks or view.scaled for view in side.views) for side in (value, other))
     met = any(view.scaled or (view.picks and not layers) for view in value.views)
-    return value.level == Level.WEIGHT or (value.level == Level.SCALED and bool(value.views) and not met)
+    beside = has_examples(other) and not has_examples(value)
+    return value.level == Level.WEIGHT or (value.level == Level.SCALED and bool(value.views) and (beside or not met))
 
 
 def _is_lookup(other: Value, side: _Side) -> bool:
@@ -223,7 +225,7 @@ def _refusal(view: View, side: _Side) -> str:
         return "scaled by data"
     wide = any(view.axes[t].length > 1 for t in side.free)
     if wide and view.on(side.free).isdisjoint(view.varying()):
-        return "spread over units that share it"
+        return SHARED
     return ""
 
 
@@ -240,30 +242,15 @@ def _same_einsum(
 ) -> View | None:
     """One `einsum` of several operands is one product, in whatever order sizes make it contract."""
     inputs = view.on(sides[k].contracted) & view.varying()
-    if view.use is None or not inputs or other.level < Level.SCALED or _units_of(other, sides[1 - k]):
+    if view.use is None or view.use.of_units or not inputs or other.level < Level.SCALED:
         return None
-    if not _one_call(walk, eqn.eqn, view.use.trail[0]):
+    if units_of(other, sides[1 - k].free):
+        return None
+    if not one_call(walk.eqns, eqn.eqn, view.use.trail[0]):
         return None
     walk.ended[view.use] = None
     torn = placed.torn | hidden_by(other, sides[1 - k].contracted, _places(placed, sides, k))
     return walk.start(placed, torn=torn, summed=view.summed | inputs)
-
-
-def _one_call(walk: Walk, eqn: Any, earlier: Any) -> bool:
-    """Whether two products are steps of one call of `einsum`. Calls on one line, as in a loop, look alike."""
-    formula = _formula(eqn)
-    if formula is None:
-        return False
-    alike = [id(e) for e in walk.eqns if e.primitive is eqn.primitive and _formula(e) == formula]
-    steps = formula[0].count(",")
-    return id(earlier) in alike and alike.index(id(earlier)) // steps == alike.index(id(eqn)) // steps
-
-
-def _formula(eqn: Any) -> tuple[str, Any] | None:
-    """The line and the formula of the `einsum`, of three operands or more, that an equation is a step of."""
-    scopes = [step.name for step in getattr(eqn.source_info.name_stack, "stack", ()) if hasattr(step, "name")]
-    several = bool(scopes) and "->" in scopes[-1] and scopes[-1].count(",") > 1
-    return (scopes[-1], eqn.source_info.traceback) if several else None
 
 
 def _selection(view: View, sides: Sequence[_Side], k: int, other: Value) -> View | None:
@@ -297,18 +284,20 @@ def conv_general_dilated(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Seq
     if kernel.level == Level.CONST:
         views += walk.end(products, eqn, eqn.out)
     else:
-        walk.close(products)
+        walk.close(products, by_weight=True)
     walk.refuse([view for view in data.views if not view.product], "input of conv")
-    ended = [view for view in kernel.views if view.product or data.level == Level.WEIGHT]
-    if data.level == Level.DATA:
+    ended = [view for view in kernel.views if view.product or level_behind([data]) == Level.WEIGHT]
+    if data.level == Level.DATA and not data.unmet:
         walk.read_by_data(ended, range(len(eqn.shapes[1])))
     else:
-        walk.close(ended, "convolved with another parameter")
+        walk.close(ended, "convolved with another parameter", by_weight=True)
     for view in kernel.views:
         if view in ended:
             continue
         if view.on(inputs) & view.scaled:
             walk.refuse([view], ALONG_INPUTS)
+        elif kernel.hidden and eqn.shapes[1][out] > 1 and view.on([out]).isdisjoint(view.varying()):
+            walk.refuse([view], SHARED)
         else:
             axes = [blank(size) for size in eqn.out]
             axes[numbers.out_spec[1]] = view.axes[out]
@@ -318,7 +307,6 @@ def conv_general_dilated(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Seq
                 if groups % size_of((*shared, dim)):
                     break
                 shared.append(dim)
-            use = Use(walk.tier(view, data.level), walk.trail, "conv")
             placed = view.replace(axes=tuple(axes))
             summed, shares = view.summed | view.on(inputs), view.shared | set(shared)
             summed_over = [t for t, k in zip(numbers.lhs_spec[1:], inputs, strict=True) if eqn.shapes[1][k] > 1]
@@ -326,8 +314,11 @@ def conv_general_dilated(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Seq
             hidden = hidden_by(data, summed_over, axes)
             moved = repr(eqn.eqn.params)
             torn = view.torn | {tear.then(eqn if eqn["batch_group_count"] > 1 else moved) for tear in hidden}
-            views.append(walk.start(placed, torn=torn, summed=summed, shared=shares, use=use))
-    return [Value(Level.DATA, tuple(views))]
+            units = units_of(data, [numbers.lhs_spec[0], *numbers.lhs_spec[2:]])
+            repeated = frozenset(dim for t in units for dim in axes[t].dims)
+            use = Use(walk.tier(view, data.level), walk.trail, "conv", of_units=untold(data, units))
+            views.append(walk.start(placed, torn=torn, summed=summed, shared=shares, repeated=repeated, use=use))
+    return [Value(Level.DATA if views else level_behind(ins), tuple(views))]
 
 
 RULES: dict[str, Rule] = {

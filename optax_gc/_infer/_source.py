@@ -1,4 +1,4 @@
-"""Where in the model's source an equation stands."""
+"""Where in the model's source an equation stands, and with which others it is one call."""
 
 from __future__ import annotations
 
@@ -46,3 +46,20 @@ def _frames(trail: Sequence[Any]) -> Iterator[tuple[str, int, str]]:
                 return
             if not file.startswith("<") and f"{os.sep}jax{os.sep}" not in file:
                 yield file, frame.line_num, frame.function_name
+
+
+def one_call(eqns: Sequence[Any], eqn: Any, earlier: Any) -> bool:
+    """Whether two products are steps of one call of `einsum`. Calls on one line, as in a loop, look alike."""
+    formula = _formula(eqn)
+    if formula is None:
+        return False
+    alike = [id(e) for e in eqns if e.primitive is eqn.primitive and _formula(e) == formula]
+    steps = formula[0].count(",")
+    return id(earlier) in alike and alike.index(id(earlier)) // steps == alike.index(id(eqn)) // steps
+
+
+def _formula(eqn: Any) -> tuple[str, Any] | None:
+    """The line and the formula of the `einsum`, of three operands or more, that an equation is a step of."""
+    scopes = [step.name for step in getattr(eqn.source_info.name_stack, "stack", ()) if hasattr(step, "name")]
+    several = bool(scopes) and "->" in scopes[-1] and scopes[-1].count(",") > 1
+    return (scopes[-1], eqn.source_info.traceback) if several else None

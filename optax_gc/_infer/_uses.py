@@ -40,6 +40,7 @@ class Use:
     trail: tuple[Any, ...]  # its equation, and those of the calls around it
     op: Literal["dot", "conv"] = "dot"
     fixed: bool = False  # with a constant, or with what is drawn from a key, where there are data
+    of_units: bool = False  # with units of another weight, which the data scaled or chose
     shares: set[int] = dataclasses.field(default_factory=set)  # stored axes that run along a batch of the product
     outputs: frozenset[int] = frozenset()  # stored axes that ran along its outputs
     steps: frozenset[Dim] = frozenset()  # dims that were on no axis, as the step of a loop is

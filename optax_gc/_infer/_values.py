@@ -112,7 +112,7 @@ class Value:
     told: Facts | Callable[[], Facts] = NOTHING  # or how to find them: few are ever asked for
     hidden: frozenset[Param | Mark] = frozenset()  # what a weight is made of besides its views
     waiting: int = 0  # values in a row whose facts are still to be found
-    fixed: bool = False  # a product of weights and constants alone
+    fixed: bool = False  # a product of weights and constants alone, though data may scale or choose these as a whole
     steps: frozenset[Dim] = frozenset()  # of the loops around it, from step to step of which it may differ
 
     @functools.cached_property
@@ -125,8 +125,16 @@ class Value:
         value.__dict__.update(self.__dict__)
         if "told" in changes:
             value.__dict__.pop("facts", None)
+        if "fixed" in changes:
+            value.__dict__.pop("unmet", None)
         value.__dict__.update(changes)
         return value
+
+    @functools.cached_property
+    def unmet(self) -> bool:
+        """Whether it is a product that has not met the data: of weights with constants, or with weights."""
+        products = self.views if self.level == Level.DATA else ()
+        return self.fixed or any(view.use and (view.use.fixed or view.use.of_units) for view in products)
 
     # Kept with the value, so that adding up many of them looks at each view once.
     @functools.cached_property
@@ -155,6 +163,7 @@ def joined(level: Level, a: Value, b: Value) -> Value:
         sources=a.sources | b.sources,
         uses=a.uses | b.uses,
         all_products=a.all_products and b.all_products,
+        unmet=a.unmet or b.unmet,
         spans=a.spans if a.spans == b.spans else None,
     )
     return value

@@ -11,7 +11,7 @@ from typing import Any
 import jax.extend.core as jex
 
 from optax_gc._infer._arrays import Dim, UnfollowedError, blank
-from optax_gc._infer._constants import folded, literal
+from optax_gc._infer._constants import literal
 from optax_gc._infer._equation import (
     Equation,
     Shape,
@@ -24,8 +24,8 @@ from optax_gc._infer._equation import (
     references,
     shape_of,
 )
-from optax_gc._infer._facts import facts_after, may_have_facts
 from optax_gc._infer._names import ALWAYS
+from optax_gc._infer._results import completed, without_views
 from optax_gc._infer._uses import Mark, Param, Tier, Use
 from optax_gc._infer._values import Level, Value, facts_of, level_behind, level_of
 from optax_gc._infer._views import View
@@ -54,8 +54,6 @@ class Group:
 
 ELEMENT = "meets the data elementwise"
 BY_PARAMETER = "multiplied by another parameter before it meets the data"
-# Each value whose facts wait for those of others is a call, and Python's stack is finite.
-_DEPTH = 50
 UNFINISHED = "added to what an operation that is not followed made of it"
 
 
@@ -121,7 +119,7 @@ class Walk:
         if name not in ALWAYS and (
             not any(value.views for value in ins) or all(0 in shape_of(out) for out in eqn.outvars)
         ):
-            return without_views(eqn, ins)
+            return completed(eqn, ins, without_views(eqn, ins), self.captured)
         said = self.said()
         try:
             outs = (rule or unknown)(self, Equation(eqn), ins)
@@ -130,7 +128,7 @@ class Walk:
             outs = refused(self, eqn, ins, str(unfollowed))
         if name in ALWAYS:
             return outs
-        return [_told(eqn, ins, out, i) for i, out in enumerate(outs)]
+        return completed(eqn, ins, outs, self.captured)
 
     def said(self) -> tuple[int, ...]:
         return tuple(map(len, self._logs()))
@@ -170,12 +168,13 @@ class Walk:
         self.products[view.use] = view
         return view
 
-    def close(self, views: Iterable[View], reason: str = ELEMENT) -> None:
+    def close(self, views: Iterable[View], reason: str = ELEMENT, by_weight: bool = False) -> None:
         """The views are read: what they have been through is how their parameter is used here.
 
         Args:
           views: views of one value. Those of one parameter are judged together.
           reason: what to say of a view that has not met the data in a product.
+          by_weight: whether it is another weight that reads them. Products with units of a third have not met data.
         """
         together: dict[tuple[Param, bool], list[View]] = collections.defaultdict(list)
         beside: list[View] = []
@@ -185,6 +184,8 @@ class Walk:
                 beside.append(view)
             elif view.bad or not (view.product or (view.scaled and not view.bent)):
                 self.refuse([view], reason)
+            elif by_weight and view.use and view.use.of_units:
+                self.refuse([view], BY_PARAMETER)
             else:
                 self.ended[view.use] = None
                 together[view.of, view.stopped].append(view)
@@ -288,29 +289,6 @@ class Walk:
 
     def all_unsettled(self, value: Value) -> bool:
         return self._settled.keys().isdisjoint(value.uses)
-
-
-def _told(eqn: Any, ins: Sequence[Value], out: Value, result: int) -> Value:
-    """A result with what its rule does not say: facts, and params that left no view."""
-    changes: dict[str, Any] = {}
-    if may_have_facts(eqn, ins):
-        find = functools.partial(facts_after, eqn, ins, result)
-        waiting = 1 + max([value.waiting for value in ins], default=0)
-        changes = {"told": find, "waiting": waiting} if waiting < _DEPTH else {"told": find()}
-    if any(value.steps for value in ins):
-        changes["steps"] = frozenset[Dim]().union(*(value.steps for value in ins))
-    if out.level == Level.WEIGHT and any(value.views or value.hidden for value in ins):
-        changes["hidden"] = frozenset[Any]().union(*(value.sources | value.hidden for value in ins)) - out.sources
-    return out.telling(**changes) if changes else out
-
-
-def without_views(eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
-    """What holds nothing of the params has a level, perhaps numbers, and perhaps facts."""
-    level = level_of(ins)
-    constants = [value.known for value in ins if value.known is not None]
-    fold = level == Level.CONST and len(constants) == len(ins)
-    outs = [Value(level, known=folded(eqn, constants, i) if fold else None) for i in range(len(eqn.outvars))]
-    return [_told(eqn, ins, out, i) for i, out in enumerate(outs)]
 
 
 def unknown(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:

@@ -608,6 +608,100 @@ MERGED = [
         k=w("i7 o3"),
     ),
 ]
+# Three parameters in a row, of which the last two meet first.
+_BY_HAND = lambda a, b: (a[..., None] * b).sum(-2)  # noqa: E731
+_BY_CONV = lambda a, b: lax.conv_general_dilated(a[:, :, None], b.T[:, :, None], (1,), "VALID")[:, :, 0]  # noqa: E731
+_THREE = {
+    "the second of one task": lambda x, t, s, a, b, c: x @ (a @ (b[t] @ c[0])),
+    "the third of one task": lambda x, t, s, a, b, c: x @ (a @ (b[0] @ c[t])),
+    "of one task, by hand": lambda x, t, s, a, b, c: x @ (a @ _BY_HAND(b[t], c[0])),
+    "of one task, then by hand": lambda x, t, s, a, b, c: x @ _BY_HAND(a, b[0] @ c[t]),
+    "of one task, row by row": lambda x, t, s, a, b, c: x @ _BY_HAND(a, lax.map(lambda row: row @ c[0], b[t])),
+    "of one task, by a convolution": lambda x, t, s, a, b, c: x @ (a @ _BY_CONV(b[0], c[t] * s[0, 0])),
+    "of one task, halves": lambda x, t, s, a, b, c: (
+        x @ (a @ _BY_CONV(b[0], jnp.concatenate([c[t, :2], c[t, 2:]]) * s[0]))
+    ),
+    "of one task, in a loop": lambda x, t, s, a, b, c: lax.fori_loop(
+        0, 4, lambda k, y: y + (x @ a)[:, k, None] * (b[t] @ c[0])[k], jnp.zeros((2, 6))
+    ),
+    "scaled": lambda x, t, s, a, b, c: x @ (a @ (b[0] @ (s * c[0]))),
+    "scaled, by hand": lambda x, t, s, a, b, c: x @ (a @ _BY_HAND(b[0], s * c[0])),
+    "scaled, by a convolution": lambda x, t, s, a, b, c: x @ (a @ _BY_CONV((s * b[0].T).T, c[0])),
+    "scaled, in a loop": lambda x, t, s, a, b, c: (
+        x @ (a @ lax.fori_loop(0, 3, lambda k, y: y + b[0, :, k, None] * (s * c[0])[k], jnp.zeros((4, 6))))
+    ),
+    "scaled, carried as far as a choice": lambda x, t, s, a, b, c: (
+        x @ (a @ lax.cond(t > 0, lambda: b[0] @ (s * c[0]), lambda: b[0] @ (2 * s * c[0])))
+    ),
+    "convolved": lambda x, t, s, a, b, c: x @ (a @ _BY_CONV(b[0], c[0])),
+    "convolved, then by hand": lambda x, t, s, a, b, c: _BY_CONV(
+        x, sum(a[:, k : k + 1] * _BY_CONV(b[0], c[0])[k] for k in range(4))
+    ),
+    "by a matrix, then scaled": lambda x, t, s, a, b, c: x @ (a @ ((_MIX @ b[0].T).T * s[0, 0] @ c[0])),
+    "by a matrix, then scaled by a parameter": lambda x, t, s, a, b, c: x @ _BY_HAND(a, (b[0] @ _MIX) * c[0, 0, 0]),
+    "by a matrix, a part of one task": lambda x, t, s, a, b, c: (a @ (b[t] @ _MIX)).T @ x.T,
+    "of one task, with one that a constant mixes": lambda x, t, s, a, b, c: x @ _BY_HAND(a @ b[t], _MIX @ c[0]),
+    "one einsum, mixed, of one task": lambda x, t, s, a, b, c: jnp.einsum(
+        "bi,ij,jk,ko->bo", x, a, b[t] @ _MIX, s * c[0]
+    ),
+    "one einsum, scaled and mixed": lambda x, t, s, a, b, c: jnp.einsum(
+        "bi,ij,jk,ko->bo", x, a, (_MIX @ (s * b[0].T)).T, c[0]
+    ),
+    "one einsum, a choice, scaled": lambda x, t, s, a, b, c: jnp.einsum(
+        "bi,ij,jk,ko->bo", x, a, lax.switch(t, [lambda k=k: b[k] * s[:, 0] for k in range(3)]) * s[0], c[0]
+    ),
+    "row by row, of one task": lambda x, t, s, a, b, c: lax.map(
+        lambda row: row @ (b[t] @ c[0]), sum(x[:, k, None] * a[k] for k in range(5))
+    ),
+    "row by row, scaled": lambda x, t, s, a, b, c: lax.map(
+        lambda row: row @ (b[0] @ (s * c[0])), sum(x[:, k, None] * a[k] for k in range(5))
+    ),
+}
+_ROW = [x_(2, 5), jax.ShapeDtypeStruct((), jnp.int32), x_(3, 1)]
+MET = spelled("three in a row", _THREE, _ROW, a=w("i5 o4"), b=w("b3 i4 o3", "3 4 3"), c=w("b3 i3 o6", "3 3 6"))
+_ANGLES = np.linspace(0, 3, 28, dtype=np.float32).reshape(7, 4)
+NOT_MET = [
+    case(
+        "a factorised table",
+        lambda t, e, p, q: tanh(e[t] @ p @ q),
+        tokens(2, 7),
+        e=alone("11 4"),
+        p=w("i4 o5"),
+        q=w("i5 o6"),
+    ),
+    case(
+        "a factorised table, of one label",
+        lambda t, e, p, q: tanh(e[t] @ p @ q),
+        jax.ShapeDtypeStruct((), jnp.int32),
+        e=alone("11 4"),
+        p=w("i4 o5"),
+        q=w("i5 o6"),
+    ),
+    case(
+        "a factorised table that a constant turns",
+        lambda t, e, p, q: tanh(e[t] @ np.eye(4)[::-1] @ p @ q),
+        tokens(2, 7),
+        e=alone("11 4"),
+        p=w("i4 o5"),
+        q=w("i5 o6"),
+    ),
+    case(
+        "tokens of a task beside others",
+        lambda t, x, e, p, q: tanh(jnp.concatenate([e[t], x]) @ p @ q),
+        [jax.ShapeDtypeStruct((), jnp.int32), x_(7, 4)],
+        e=alone("11 3 4"),
+        p=w("i4 o5"),
+        q=w("i5 o6"),
+    ),
+    case(
+        "relative positions through two layers",
+        lambda x, p, q, r: jax.nn.softmax((x @ r) @ (tanh(_ANGLES @ p) @ q).T),
+        x_(2, 5),
+        p=w("i4 o5"),
+        q=w("i5 o6"),
+        r=w("i5 o6"),
+    ),
+]
 _EMBEDDED = {
     "alone": lambda on, e, p, q, k: jax.nn.softmax((e[on] @ q) @ (e[on] @ k).T),
     "with positions": lambda on, e, p, q, k: jax.nn.softmax(((e[on] + p) @ q) @ ((e[on] + p) @ k).T),
@@ -633,6 +727,7 @@ KEYS = [
 
 CASES = [
     *KEYS,
+    *NOT_MET,
     *spelled("embeddings that meet", _EMBEDDED, tokens(5), e=alone("11 7"), p=alone("5 7"), q=w("i7 o3"), k=w("i7 o3")),
     *SUMS,
     *TRILINEAR,
@@ -643,6 +738,7 @@ CASES = [
 ]
 HARD = [
     *MERGED,
+    *MET,
     *REPEATED_OUTPUTS,
     *HIDDEN,
     *MADE,

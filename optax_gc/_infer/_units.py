@@ -1,0 +1,48 @@
+"""Factors that hold units of a weight and no examples: what is multiplied by one has not met the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from optax_gc._infer._arrays import Dim
+from optax_gc._infer._values import Level, Value
+from optax_gc._infer._views import View
+
+
+def has_examples(value: Value) -> bool:
+    """Whether it is a weight that data scale, or choose of, one by one: along what is no axis of its own."""
+    views = value.views if value.level == Level.SCALED else ()
+    return any(view.scaled - view.varying() or any(dims for _, dims in view.picks) for view in views)
+
+
+def is_alone(value: Value) -> bool:
+    """Whether it is made of weights and constants, and of no data but what scales or chooses them as a whole."""
+    if value.level <= Level.WEIGHT or value.unmet:
+        return True
+    return value.level == Level.SCALED and bool(value.views) and not has_examples(value)
+
+
+def _with_units(other: Value) -> list[View]:
+    """The views of what is multiplied that have units, and no examples: data scale them, or they have not met data."""
+    scaled = other.level == Level.SCALED
+    return [view for view in other.views if scaled or (view.use and (view.use.fixed or view.use.of_units))]
+
+
+def units_of(other: Value, free: Sequence[int]) -> list[int]:
+    """The free axes along which a weight has units, and no examples; constants have none."""
+    if other.fixed or any(view.use and view.use.fixed for view in other.views):
+        return list(free)
+    views = _with_units(other)
+    return [t for t in free if any(view.along(view.on([t])) or view.on([t]) & view.repeated for view in views)]
+
+
+def unit_steps(other: Value) -> frozenset[Dim]:
+    """The steps of loops that take a weight unit by unit."""
+    off = ((view, view.varying() - view.visible() - view.summed) for view in _with_units(other))
+    return frozenset(dim for view, dims in off for dim in dims if view.along({dim}))
+
+
+def untold(other: Value, units: Sequence[int], steps: frozenset[Dim] = frozenset()) -> bool:
+    """Whether there are units that data do not tell apart, as those that scale a weight for each example may."""
+    told = [t for t in units if has_examples(other) and all(v.on([t]) & v.varying() <= v.scaled for v in other.views)]
+    return bool(steps) or len(told) < len(units)
