@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence, Set
 
-from optax_gc._infer._arrays import Dim, blank
+from optax_gc._infer._arrays import Dim
 from optax_gc._infer._constants import Constant
 from optax_gc._infer._equation import Shape
 from optax_gc._infer._masks import Case, Mask, Tear
@@ -47,14 +47,13 @@ def without(
 
 def unread(views: Sequence[View], shape: Shape) -> list[View]:
     """What goes on of judged products that may be added to more: one for each parameter, without coordinates."""
-    first = {view.of: view for view in views if isinstance(view.of, Param) and view.product and view.use}
-    axes = tuple(map(blank, shape))
-    return [
-        View(
-            of, axes, (), use=view.use and dataclasses.replace(view.use), product=True, stopped=view.stopped, lost=True
-        )
-        for of, view in first.items()
-    ]
+    first = {view.of: view for view in views if isinstance(view.of, Param) and view.product}
+    return [_as_another(view.lose(shape)) for view in first.values()]
+
+
+def _as_another(view: View) -> View:
+    """The same, as if it were of another product."""
+    return view.replace(use=view.use and dataclasses.replace(view.use))
 
 
 def come_back(before: Sequence[View], after: Sequence[View]) -> bool:
@@ -144,8 +143,7 @@ def _last(walk: Walk, views: Sequence[View], mark: View, step: Dim | None) -> li
             walk.refuse(group, MOVES)  # A loop around it may add it up.
         elif group:
             # Judged together, they are one sum, and none of what the loop gives step by step.
-            for view in walk.judged_on(group, tuple(axis.length for axis in mark.axes))[:1]:
-                on.append(view.replace(use=view.use and dataclasses.replace(view.use)))
+            on += map(_as_another, walk.judged_on(group, tuple(axis.length for axis in mark.axes))[:1])
     return on
 
 

@@ -32,8 +32,16 @@ def select(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     there = cheap_numbers(which)
     forms = _that_differ([case.views for case in moved]) if there else set()
     moved = _where_chosen(moved, which, rank, forms)
+    if which.level == Level.DATA:
+        # A choice for each example tells examples apart, as a factor for each does.
+        along = [t for t, size in enumerate(eqn.shapes[0]) if size > 1 and t not in which.facts.flat]
+        moved = [Value(case.level, tuple(_for_each(view, along) for view in case.views)) for case in moved]
     views = combined(walk, one_of([case.views for case in moved], forms))
     return [Value(max(level, Level.SCALED) if which.level == Level.DATA and views else max(level, which.level), views)]
+
+
+def _for_each(view: View, along: Sequence[int]) -> View:
+    return view.replace(scaled=view.scaled | (view.on(along) - view.varying()))
 
 
 def one_of(cases: Sequence[Sequence[View]], apart: Set[Param | Mark] = frozenset()) -> list[View]:

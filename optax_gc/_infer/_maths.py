@@ -16,7 +16,7 @@ from optax_gc._infer._equation import Equation, Shape
 from optax_gc._infer._layout import aligned
 from optax_gc._infer._masks import Tear
 from optax_gc._infer._names import ELEMENTWISE, NONLINEAR, REDUCTIONS, SAME, short
-from optax_gc._infer._units import has_examples, is_alone
+from optax_gc._infer._units import has_examples
 from optax_gc._infer._uses import Mark, Param, Use
 from optax_gc._infer._values import GONE, Level, Value, has_met_data, joined, level_behind, level_of
 from optax_gc._infer._views import View, hole, same
@@ -24,6 +24,7 @@ from optax_gc._infer._walk import BY_PARAMETER, ELEMENT, Rule, Walk
 
 CHOSEN = "parts that the data choose are added up"
 HIDDEN = "parts of it may be hidden where they are added up"
+LESSER = "scales or shifts another parameter"
 
 
 def same_place(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
@@ -108,23 +109,38 @@ def mul(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
             views += placed(value, shape, eqn.out)
     if all(view.product for view in views):
         return [Value(Level.DATA, tuple(views), fixed=_stays_unmet(((a, one), (b, two)), eqn.out))]
-    kept = combined(walk, views)
-    fixed = not kept and all(map(is_alone, ins))
-    return [Value(Level.SCALED if kept else level_behind(ins), kept, fixed=fixed)]
+    wider = [n for v, n in ((a, one), (b, two)) if v.level == Level.WEIGHT and v.hidden and not v.views]
+    lesser = [v for v in views for n in wider if any(size > 1 and t not in v.spans() for t, size in enumerate(n))]
+    walk.refuse(lesser, LESSER)
+    kept = combined(walk, [view for view in views if view not in lesser])
+    factors = [[view for view in views if view.of in value.sources] for value in (a, b)]
+    if not kept and level == Level.SCALED and (lesser or _is_outer(factors)):
+        # Each is the other's scale: nobody knows whether one of them is an activation.
+        return [Value(Level.WEIGHT)]
+    return [Value(Level.SCALED if kept else level, kept)]
+
+
+def _is_outer(factors: Sequence[Sequence[View]]) -> bool:
+    """Whether each of two factors has units along an axis along which the other has none."""
+    axes = [
+        {t for view in views for t in range(len(view.axes)) if view.along({d for d in view.on([t]) if d.size > 1})}
+        for views in factors
+    ]
+    return bool(axes[0] - axes[1]) and bool(axes[1] - axes[0])
 
 
 def _stays_unmet(factors: Sequence[tuple[Value, Shape]], out: Shape) -> bool:
     """Whether a product that has not met the data is multiplied by what does not tell all of its entries apart."""
     axes = {t for t, size in enumerate(out) if size > 1}
-    told = any(v.level == Level.DATA and not v.unmet and axes.issubset(_varies_along(v, n)) for v, n in factors)
-    return not told and any(value.unmet for value, _ in factors)
+    told = any(v.level == Level.DATA and not v.fixed and axes.issubset(_varies_along(v, n)) for v, n in factors)
+    return not told and any(value.fixed for value, _ in factors)
 
 
 def _scaled(
     walk: Walk, eqn: Equation, value: Value, other: Value, shape: tuple[int, ...], factor: tuple[int, ...]
 ) -> list[View]:
     """Notes along which dims a factor of data varies. A sum of shifted products is read before the next factor."""
-    if value.level == Level.SCALED and _several(value) and has_examples(value):
+    if _several(value) and has_examples(value) and not all(map(_is_part, value.views)):
         walk.close(value.views)
         return []
     if other.unmet:
@@ -263,13 +279,18 @@ def combined(walk: Walk, views: Sequence[View]) -> tuple[View, ...]:
             # What met the data and lies beside something else is read as data.
             or (view.scaled and any(view.axes[t].padded for t in mine - common))
         ]
-        walk.refuse(lesser, "scales or shifts another parameter")
+        walk.refuse(lesser, LESSER)
         views = [view for view in views if view not in lesser]
     kept: dict[Param | Mark, list[View]] = collections.defaultdict(list)
     for view in sorted(views, key=lambda view: view.stopped):
         if not any(same(view, other) for other in kept[view.of]):
             kept[view.of].append(view)
     return tuple(view for group in kept.values() for view in group)
+
+
+def _is_part(view: View) -> bool:
+    """Whether it is one of several forms, or lies beside others, and so is no summand."""
+    return bool(view.bad) or any(axis.padded for axis in view.axes)
 
 
 def _several(value: Value) -> bool:

@@ -106,6 +106,11 @@ def _contraction(
     if all(is_weight):
         ins, repeated = _activations(walk, eqn, ins, sides)
         is_weight = [_is_weight(ins[k], ins[1 - k]) for k in (0, 1)]
+    if not any(is_weight) and all(has_examples(value) or value.unmet for value in ins):
+        # Which of the two is the weight, and whether one is, nobody knows.
+        walk.refuse([view for value in ins for view in value.views], BY_PARAMETER)
+        none = not any(_are_data(value, side) for value, side in zip(ins, sides, strict=True))
+        return [Value(Level.WEIGHT if none else Level.DATA)]
     for k, value in enumerate(ins):
         other, ended, acting = ins[1 - k], [], []
         for view in value.views:
@@ -136,9 +141,11 @@ def _contraction(
                 walk.refuse([view], reason)
             else:
                 met, fixed = True, other.level <= Level.NOISE and walk.captured == Level.CONST
-                fixed = fixed and not has_examples(value)
                 places = _places(placed, sides, k)
                 units, steps = units_of(other, sides[1 - k].free), unit_steps(other) - placed.varying()
+                mixed = fixed and has_examples(value)
+                of_units = mixed or untold(other, units, steps)
+                units = sides[1 - k].free if mixed else units
                 views.append(
                     walk.start(
                         placed,
@@ -146,15 +153,13 @@ def _contraction(
                         repeated=steps.union(*(places[t].dims for t in repeated or units)),
                         summed=view.summed | view.on(sides[k].contracted),
                         shared=view.shared | view.on((*sides[k].batch, *sides[k].groups)),
-                        use=Use(
-                            walk.tier(view, other.level), walk.trail, fixed=fixed, of_units=untold(other, units, steps)
-                        ),
+                        use=Use(walk.tier(view, other.level), walk.trail, fixed=fixed, of_units=of_units),
                     )
                 )
         walk.close(acting, ACTS_AS_DATA)
         if other.level == Level.CONST:
             views += walk.end(ended, eqn, eqn.out)
-        elif has_examples(other) or (other.level == Level.DATA and not other.unmet):
+        elif _are_data(other, sides[1 - k]):
             walk.read_by_data(ended, sides[k].free)
         else:
             walk.close(ended, by_weight=True)
@@ -200,6 +205,13 @@ def _activations(
     return [acts if value is ins[k] else value for value in ins], repeated[k]
 
 
+def _are_data(value: Value, side: _Side) -> bool:
+    """Whether a factor has met the data, and holds no units that would go on beside what it is multiplied with."""
+    if has_examples(value):
+        return not units_of(value, side.free) and not unit_steps(value)
+    return value.level == Level.DATA and not value.unmet
+
+
 def _is_weight(value: Value, other: Value) -> bool:
     """Whether a factor is made of weights that have not met the data, but for a scale that all their entries share.
 
@@ -242,7 +254,7 @@ def _same_einsum(
 ) -> View | None:
     """One `einsum` of several operands is one product, in whatever order sizes make it contract."""
     inputs = view.on(sides[k].contracted) & view.varying()
-    if view.use is None or view.use.of_units or not inputs or other.level < Level.SCALED:
+    if view.use is None or view.use.of_units or not inputs or other.level < Level.SCALED or other.unmet:
         return None
     if units_of(other, sides[1 - k].free):
         return None
@@ -276,6 +288,7 @@ def _selection(view: View, sides: Sequence[_Side], k: int, other: Value) -> View
 def conv_general_dilated(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """Window and input channels are summed, output channels stay; groups of several inputs are shared."""
     data, kernel = ins
+    levels = {value.level for value in ins}
     numbers = eqn["dimension_numbers"]
     groups = max(eqn["feature_group_count"], eqn["batch_group_count"])
     out, *inputs = numbers.rhs_spec
@@ -318,7 +331,8 @@ def conv_general_dilated(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Seq
             repeated = frozenset(dim for t in units for dim in axes[t].dims)
             use = Use(walk.tier(view, data.level), walk.trail, "conv", of_units=untold(data, units))
             views.append(walk.start(placed, torn=torn, summed=summed, shared=shares, repeated=repeated, use=use))
-    return [Value(Level.DATA if views else level_behind(ins), tuple(views))]
+    # What was refused on both sides may still be made of weights alone.
+    return [Value(Level.DATA if views or Level.DATA in levels else Level.WEIGHT, tuple(views))]
 
 
 RULES: dict[str, Rule] = {

@@ -68,5 +68,5 @@ def _none_has_met(eqn: Any, ins: Sequence[Value]) -> bool:
     if sums or eqn.primitive.name in ENDING:
         return False
     # A number of the data tells nothing apart.
-    number = any(value.unmet for value in ins)
+    number = any(value.fixed for value in ins)
     return all(is_alone(v) or (number and math.prod(shape_of(a)) == 1) for v, a in zip(ins, eqn.invars, strict=True))

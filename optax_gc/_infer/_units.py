@@ -17,7 +17,7 @@ def has_examples(value: Value) -> bool:
 
 def is_alone(value: Value) -> bool:
     """Whether it is made of weights and constants, and of no data but what scales or chooses them as a whole."""
-    if value.level <= Level.WEIGHT or value.unmet:
+    if value.level <= Level.WEIGHT or value.fixed:
         return True
     return value.level == Level.SCALED and bool(value.views) and not has_examples(value)
 
@@ -25,12 +25,12 @@ def is_alone(value: Value) -> bool:
 def _with_units(other: Value) -> list[View]:
     """The views of what is multiplied that have units, and no examples: data scale them, or they have not met data."""
     scaled = other.level == Level.SCALED
-    return [view for view in other.views if scaled or (view.use and (view.use.fixed or view.use.of_units))]
+    return [view for view in other.views if scaled or (view.use and view.use.of_units)]
 
 
 def units_of(other: Value, free: Sequence[int]) -> list[int]:
     """The free axes along which a weight has units, and no examples; constants have none."""
-    if other.fixed or any(view.use and view.use.fixed for view in other.views):
+    if other.fixed:
         return list(free)
     views = _with_units(other)
     return [t for t in free if any(view.along(view.on([t])) or view.on([t]) & view.repeated for view in views)]
@@ -43,6 +43,6 @@ def unit_steps(other: Value) -> frozenset[Dim]:
 
 
 def untold(other: Value, units: Sequence[int], steps: frozenset[Dim] = frozenset()) -> bool:
-    """Whether there are units that data do not tell apart, as those that scale a weight for each example may."""
-    told = [t for t in units if has_examples(other) and all(v.on([t]) & v.varying() <= v.scaled for v in other.views)]
-    return bool(steps) or len(told) < len(units)
+    """Whether there are units that data do not tell apart, as activations do that a weight scales for each example."""
+    own = ({dim for dim in view.varying() & view.visible() if dim.size > 1} - view.scaled for view in other.views)
+    return bool(steps) or (bool(units) and not (has_examples(other) and not any(own)))

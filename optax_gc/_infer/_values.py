@@ -134,7 +134,7 @@ class Value:
     def unmet(self) -> bool:
         """Whether it is a product that has not met the data: of weights with constants, or with weights."""
         products = self.views if self.level == Level.DATA else ()
-        return self.fixed or any(view.use and (view.use.fixed or view.use.of_units) for view in products)
+        return self.fixed or any(view.use and view.use.of_units for view in products)
 
     # Kept with the value, so that adding up many of them looks at each view once.
     @functools.cached_property

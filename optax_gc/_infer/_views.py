@@ -49,6 +49,11 @@ class View:
         view.__dict__.update(changes)
         return view
 
+    def lose(self, shape: tuple[int, ...]) -> View:
+        """What goes on of a product that is not followed any more: it is a sum, of nobody knows what."""
+        axes = tuple(map(blank, shape))
+        return View(self.of, axes, (), use=self.use, product=True, stopped=self.stopped, lost=True)
+
     def tear(self) -> View:
         """Notes that something may hide it that is like nothing before it."""
         return self.replace(torn=self.torn | {Tear(object())})

@@ -263,9 +263,8 @@ class Walk:
         if isinstance(of, Param):
             self.ended.update(dict.fromkeys(view.use for view in group))
             self._judged(of, list(group))
-        axes = tuple(blank(size) for size in out)
         one_each = {(view.use, view.stopped): view for view in group}.values()
-        return [View(of, axes, (), use=v.use, product=True, stopped=v.stopped, lost=True) for v in one_each]
+        return [view.lose(out) for view in one_each]
 
     def _may_be_added(self, view: View, beside_others: bool) -> bool:
         visible = view.visible()

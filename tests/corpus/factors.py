@@ -650,6 +650,15 @@ _THREE = {
     "one einsum, a choice, scaled": lambda x, t, s, a, b, c: jnp.einsum(
         "bi,ij,jk,ko->bo", x, a, lax.switch(t, [lambda k=k: b[k] * s[:, 0] for k in range(3)]) * s[0], c[0]
     ),
+    "scaled for each example": lambda x, t, s, a, b, c: jnp.einsum(
+        "bi,bio->bo", x, a @ (b[0] @ (x[:, :3, None] * c[0]))
+    ),
+    "scaled for each example, row by row": lambda x, t, s, a, b, c: jnp.einsum(
+        "bi,ijo,jbo->bo", x, a[..., None] * s[0], lax.map(lambda row: (x[:, :1] * row) @ c[0], b[0])
+    ),
+    "scaled for each example, then row by row": lambda x, t, s, a, b, c: jnp.einsum(
+        "bi,bio->bo", x, a @ lax.map(lambda row: (x[:, :1] * row) @ c[0], b[0]).swapaxes(0, 1)
+    ),
     "row by row, of one task": lambda x, t, s, a, b, c: lax.map(
         lambda row: row @ (b[t] @ c[0]), sum(x[:, k, None] * a[k] for k in range(5))
     ),
@@ -658,7 +667,18 @@ _THREE = {
     ),
 }
 _ROW = [x_(2, 5), jax.ShapeDtypeStruct((), jnp.int32), x_(3, 1)]
-MET = spelled("three in a row", _THREE, _ROW, a=w("i5 o4"), b=w("b3 i4 o3", "3 4 3"), c=w("b3 i3 o6", "3 3 6"))
+MET = [
+    *spelled("three in a row", _THREE, _ROW, a=w("i5 o4"), b=w("b3 i4 o3", "3 4 3"), c=w("b3 i3 o6", "3 3 6")),
+    case(
+        "a table, times each of some numbers",
+        lambda t, e, s, p, q: tanh((e[t][..., None] * s).reshape(2, 7, 12) @ p @ q),
+        tokens(2, 7),
+        e=alone("11 4"),
+        s=alone("3"),
+        p=w("i12 o5"),
+        q=w("i5 o6"),
+    ),
+]
 _ANGLES = np.linspace(0, 3, 28, dtype=np.float32).reshape(7, 4)
 NOT_MET = [
     case(
@@ -679,7 +699,7 @@ NOT_MET = [
     ),
     case(
         "a factorised table that a constant turns",
-        lambda t, e, p, q: tanh(e[t] @ np.eye(4)[::-1] @ p @ q),
+        lambda t, e, p, q: tanh(e[t] @ np.tri(4, dtype=np.float32) @ p @ q),
         tokens(2, 7),
         e=alone("11 4"),
         p=w("i4 o5"),
@@ -690,6 +710,14 @@ NOT_MET = [
         lambda t, x, e, p, q: tanh(jnp.concatenate([e[t], x]) @ p @ q),
         [jax.ShapeDtypeStruct((), jnp.int32), x_(7, 4)],
         e=alone("11 3 4"),
+        p=w("i4 o5"),
+        q=w("i5 o6"),
+    ),
+    case(
+        "tokens that are mixed between two layers",
+        lambda x, t, p, q: tanh(t @ (x @ p) @ q),
+        x_(2, 7, 4),
+        t=w("o9 i7"),
         p=w("i4 o5"),
         q=w("i5 o6"),
     ),

@@ -66,6 +66,11 @@ _CHOICES: dict[str, Callable[[Any, Any], Any]] = {
     "switch": lambda w, t: lax.switch(t, [lambda k=k: w[k] for k in range(STACK)]),
     "dynamic_slice": lambda w, t: lax.dynamic_slice_in_dim(w, t, 1)[0],
 }
+_EACH: dict[str, Callable[[Any, Args], Any]] = {
+    "vmap": lambda one, args: jax.vmap(one)(args),
+    "map": lax.map,
+    "scan": lambda one, args: lax.scan(lambda c, a: (c, one(a)), 0, args)[1],
+}
 # Factors: of what shape the data is, and on which sides of a width it may be multiplied.
 _FACTORS = ("number", "number of the data", "gain of the data", "gain", "learned number", "matrix")
 
@@ -75,12 +80,14 @@ def draw(seed: int) -> Chain:
     make = Maker(seed)
     length = make.choice([2, 2, 2, 3])
     names, widths = "abc"[:length], WIDTHS[: length + 1]
-    x = make.data(BATCH, widths[0])
+    each = make.choice(_EACH) if make.chance(0.25) else None  # a program for one example, with factors of its own
+    batch = () if each is None else (BATCH,)
+    x = make.data(*batch, BATCH, widths[0])
     stacked = [make.chance(0.25) for _ in names]
-    t = make.index(STACK) if any(stacked) else None
+    t = make.index(STACK, *batch) if any(stacked) else None
     params: dict[str, jax.ShapeDtypeStruct] = {}
     truth: dict[str, tuple[int, ...] | None] = {}
-    text = []
+    text = [] if each is None else [f"{each} of examples"]
     loads: list[Callable[[Any, Args], Any]] = []
     for k, name in enumerate(names):
         params[name] = jax.ShapeDtypeStruct(((STACK,) if stacked[k] else ()) + widths[k : k + 2], jnp.float32)
@@ -113,10 +120,10 @@ def draw(seed: int) -> Chain:
         if factor == "number":
             before[side].append(lambda w, p, args: 1.7 * w)
         elif factor == "number of the data":
-            s = make.data()
+            s = make.data(*batch)
             before[side].append(lambda w, p, args, s=s: w * args[s])
         elif factor == "gain of the data":
-            s = make.data(*shape)
+            s = make.data(*batch, *shape)
             before[side].append(lambda w, p, args, s=s: w * args[s])
         elif factor in ("gain", "learned number"):
             name = f"s{len(params)}"
@@ -132,7 +139,7 @@ def draw(seed: int) -> Chain:
     text.append("one einsum" if at_once else f"order {order} by {products}")
     ends = make.choice(["returned", "tanh", "squared"])
 
-    def fn(p: Any, args: Args) -> Any:
+    def one(p: Any, args: Args) -> Any:
         operands = [args[x]]
         for k in range(length):
             w = loads[k](p, args)
@@ -151,6 +158,10 @@ def draw(seed: int) -> Chain:
                 a, b = operands[at : at + 2]
                 operands[at : at + 2] = [_PRODUCTS[product](a, b)]
             (y,) = operands
+        return y
+
+    def fn(p: Any, args: Args) -> Any:
+        y = one(p, args) if each is None else _EACH[each](lambda args: one(p, args), args)
         return {"returned": lambda: y, "tanh": lambda: jnp.tanh(y), "squared": lambda: (y**2).sum()}[ends]()
 
     return Chain(fn, params, make.args, truth, [*text, ends])
