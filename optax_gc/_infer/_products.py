@@ -254,7 +254,10 @@ def _same_einsum(
 ) -> View | None:
     """One `einsum` of several operands is one product, in whatever order sizes make it contract."""
     inputs = view.on(sides[k].contracted) & view.varying()
-    if view.use is None or view.use.of_units or not inputs or other.level < Level.SCALED or other.unmet:
+    if view.use is None or view.use.of_units or other.level < Level.SCALED or other.unmet:
+        return None
+    # A part of one position does not vary along the axis on which it lies beside others.
+    if not inputs and not any(view.axes[t].padded for t in sides[k].contracted):
         return None
     if units_of(other, sides[1 - k].free):
         return None
@@ -288,7 +291,6 @@ def _selection(view: View, sides: Sequence[_Side], k: int, other: Value) -> View
 def conv_general_dilated(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """Window and input channels are summed, output channels stay; groups of several inputs are shared."""
     data, kernel = ins
-    levels = {value.level for value in ins}
     numbers = eqn["dimension_numbers"]
     groups = max(eqn["feature_group_count"], eqn["batch_group_count"])
     out, *inputs = numbers.rhs_spec
@@ -304,6 +306,7 @@ def conv_general_dilated(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Seq
         walk.read_by_data(ended, range(len(eqn.shapes[1])))
     else:
         walk.close(ended, "convolved with another parameter", by_weight=True)
+    units = units_of(data, [numbers.lhs_spec[0], *numbers.lhs_spec[2:]])
     for view in kernel.views:
         if view in ended:
             continue
@@ -327,12 +330,13 @@ def conv_general_dilated(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Seq
             hidden = hidden_by(data, summed_over, axes)
             moved = repr(eqn.eqn.params)
             torn = view.torn | {tear.then(eqn if eqn["batch_group_count"] > 1 else moved) for tear in hidden}
-            units = units_of(data, [numbers.lhs_spec[0], *numbers.lhs_spec[2:]])
             repeated = frozenset(dim for t in units for dim in axes[t].dims)
             use = Use(walk.tier(view, data.level), walk.trail, "conv", of_units=untold(data, units))
             views.append(walk.start(placed, torn=torn, summed=summed, shared=shares, repeated=repeated, use=use))
-    # What was refused on both sides may still be made of weights alone.
-    return [Value(Level.DATA if views or Level.DATA in levels else Level.WEIGHT, tuple(views))]
+    if views or data.level == Level.DATA or not Level.WEIGHT <= kernel.level <= Level.SCALED:
+        return [Value(Level.DATA, tuple(views))]
+    # Where both sides were refused, and hold units alone, nobody knows which of them was a weight.
+    return [Value(Level.WEIGHT if data.level == Level.WEIGHT or untold(data, units) else Level.DATA)]
 
 
 RULES: dict[str, Rule] = {

@@ -585,6 +585,14 @@ _IN_AN_EINSUM = {
     "of one task": lambda x, on, a, b: jnp.einsum("bi,ir,ro->bo", x, a, b[on[0]]),
     "mixed by a constant": lambda x, on, a, b: jnp.einsum("bi,ir,ro->bo", x, a, _MIX @ b[0]),
 }
+_PARTS_IN_AN_EINSUM = {
+    "whole": lambda x, y, w: jnp.einsum("yb,abc,a->cy", x, w, y),
+    "rows stacked": lambda x, y, w: jnp.einsum("yb,abc,a->cy", x, jnp.stack([*w]), y),
+    "columns stacked": lambda x, y, w: jnp.einsum("yb,abc,a->cy", x, jnp.stack([w[:, k] for k in range(5)], 1), y),
+    "columns joined, scaled": lambda x, y, w: jnp.einsum(
+        "yb,abc,a->cy", x, jnp.concatenate([w[:, k : k + 1] * x[0, k] for k in range(5)], 1), y
+    ),
+}
 _TASKS = (x_(5, 7), tokens(5))
 MERGED = [
     *spelled("merged", _MERGED, _TASKS, a=w("i7 o3"), b=alone("9 3 6")),
@@ -714,6 +722,37 @@ NOT_MET = [
         q=w("i5 o6"),
     ),
     case(
+        "a gain and a blur between two layers",
+        lambda x, g, s, w: (
+            tanh(
+                lax.conv_general_dilated(
+                    x * g,
+                    np.full((3, 3, 4, 4), 0.1, np.float32),
+                    (1, 1),
+                    "SAME",
+                    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                )
+                @ w
+            )
+            * s
+        ),
+        x_(2, 8, 8, 4),
+        g=alone("4"),
+        s=alone("5"),
+        w=w("i4 o5"),
+    ),
+    case(
+        "a gain and a modulated kernel between two layers",
+        lambda x, m, g, k, w: tanh(
+            lax.conv_general_dilated(x * g, k * m[:, None], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            @ w
+        ),
+        [x_(2, 8, 8, 4), x_(4)],
+        g=alone("4"),
+        k=w("i3 i3 i4 o4"),
+        w=w("i4 o5"),
+    ),
+    case(
         "tokens that are mixed between two layers",
         lambda x, t, p, q: tanh(t @ (x @ p) @ q),
         x_(2, 7, 4),
@@ -755,6 +794,7 @@ KEYS = [
 
 CASES = [
     *KEYS,
+    *spelled("one einsum of parts", _PARTS_IN_AN_EINSUM, [x_(3, 5), x_(2)], w=w("i2 i5 o4")),
     *NOT_MET,
     *spelled("embeddings that meet", _EMBEDDED, tokens(5), e=alone("11 7"), p=alone("5 7"), q=w("i7 o3"), k=w("i7 o3")),
     *SUMS,
