@@ -157,7 +157,7 @@ def dynamic_slice(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[V
             if size != eqn.shapes[0][t]:
                 view = window(view, t, size, start, (), True, eqn)
         views.append(view)
-    return [_chosen(ins[0], ins[1:], views)]
+    return [Value(_level_by(ins[0], level_of(ins[1:])), tuple(views))]
 
 
 def gather(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
@@ -166,17 +166,13 @@ def gather(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     walk.refuse(index.views, "an index of gather")
     dims = tuple(Dim(size) for size in eqn.shapes[1][:-1])
     at = numbers(index)
-    views = [_gathered(eqn, view, at, dims) for view in operand.views]
-    return [_chosen(operand, [] if at is not None else [index], views)]
+    views = tuple(_gathered(eqn, view, at, dims) for view in operand.views)
+    return [Value(_level_by(operand, Level.CONST if at is not None else index.level), views)]
 
 
-def _chosen(operand: Value, index: Sequence[Value], views: Sequence[View]) -> Value:
-    """A part that the data choose has met them, at each step of the loops that they are of."""
-    level = max(operand.level, min(level_of(index), Level.SCALED))
-    if level == Level.SCALED:
-        steps = frozenset[Dim]().union(*(value.steps for value in index if value.level == Level.DATA))
-        views = [view.replace(scaled=view.scaled | (steps - view.varying())) for view in views]
-    return Value(level, tuple(views))
+def _level_by(operand: Value, index: Level) -> Level:
+    """The level of a part that an index of this level chooses: chosen by data, a weight has met them."""
+    return max(operand.level, min(index, Level.SCALED))
 
 
 def _gathered(eqn: Equation, view: View, at: tuple[Dims, np.ndarray] | None, dims: Dims) -> View:

@@ -123,7 +123,7 @@ def _contraction(
                 ended += [] if grown else [view]
                 if other.level > Level.WEIGHT and view.use and view.use.fixed:
                     walk.remark(view, walk.tier(view), BY_CONSTANT)
-            elif not is_weight[k] and (is_weight[1 - k] or (other.unmet and has_examples(value))):
+            elif not is_weight[k] and is_weight[1 - k]:
                 acting.append(view)
             elif other.facts.zero:
                 walk.remark(view, Tier.WITH_CONSTANT, "")
@@ -254,7 +254,7 @@ def _same_einsum(
 ) -> View | None:
     """One `einsum` of several operands is one product, in whatever order sizes make it contract."""
     inputs = view.on(sides[k].contracted) & view.varying()
-    if view.use is None or view.use.of_units or other.level < Level.SCALED or other.unmet:
+    if view.use is None or other.level < Level.SCALED or other.unmet:
         return None
     # A part of one position does not vary along the axis on which it lies beside others.
     if not inputs and not any(view.axes[t].padded for t in sides[k].contracted):

@@ -182,7 +182,7 @@ class Walk:
             if isinstance(view.of, Mark):
                 self.read(view.of)
                 beside.append(view)
-            elif view.bad or not (view.product or (view.scaled and not view.bent and not view.picks)):
+            elif view.bad or not (view.product or (view.scaled and not view.bent)):
                 self.refuse([view], reason)
             elif by_weight and view.use and view.use.of_units:
                 self.refuse([view], BY_PARAMETER)

@@ -573,6 +573,10 @@ _MIXED_BY_CONSTANTS = {
     "by a matrix": lambda x, a, b: x @ (a @ (_MIX @ b)),
     "by a matrix, outputs": lambda x, a, b: x @ (a @ (b @ np.tri(6, dtype=np.float32))),
     "by a matrix and a number": lambda x, a, b: x @ (a @ (2 * (_MIX @ b))),
+    "by matrices in a loop": lambda x, a, b: (
+        x @ (a @ lax.fori_loop(0, 2, lambda k, y: y + jnp.stack([_MIX, _MIX.T])[k] @ b, jnp.zeros((3, 6))))
+    ),
+    "by one of two matrices": lambda x, a, b: x @ (a @ lax.cond(x[0, 0] > 0, lambda: _MIX @ b, lambda: _MIX.T @ b)),
     "by a number": lambda x, a, b: x @ (a @ jnp.dot(2.0, b)),
     "by a number, as a tensor": lambda x, a, b: x @ (a @ jnp.tensordot(2.0, b, 0)),
     "by a number of an einsum": lambda x, a, b: x @ (a @ jnp.einsum(",ro->ro", 2.0, b)),
@@ -598,6 +602,16 @@ MERGED = [
     *spelled("merged", _MERGED, _TASKS, a=w("i7 o3"), b=alone("9 3 6")),
     *spelled("merged", _MIXED_BY_CONSTANTS, x_(5, 7), a=w("i7 o3"), b=w("i3 o6")),
     *spelled("one einsum", _IN_AN_EINSUM, _TASKS, a=w("i7 o3"), b=w("b9 i3 o6", "9 3 6")),
+    *(
+        case(
+            f"one einsum of many examples, {name}",
+            lambda x, on, a, b, f=f: f(x, on, a, b),
+            (x_(640, 7), tokens(5)),
+            a=w("i7 o3"),
+            b=w("b9 i3 o6", "9 3 6"),
+        )
+        for name, f in _IN_AN_EINSUM.items()
+    ),
     case(
         "merged: a convolution, of one task",
         lambda x, on, a, b: lax.conv_general_dilated(
@@ -667,6 +681,9 @@ _THREE = {
     "scaled for each example, then row by row": lambda x, t, s, a, b, c: jnp.einsum(
         "bi,bio->bo", x, a @ lax.map(lambda row: (x[:, :1] * row) @ c[0], b[0]).swapaxes(0, 1)
     ),
+    "row by row, scaled along inputs": lambda x, t, s, a, b, c: (
+        lax.map(lambda row: row @ (x[0, :4, None] * b[0]), sum(x[:, k, None] * a[k] for k in range(5))) @ c[0]
+    ),
     "row by row, of one task": lambda x, t, s, a, b, c: lax.map(
         lambda row: row @ (b[t] @ c[0]), sum(x[:, k, None] * a[k] for k in range(5))
     ),
@@ -720,6 +737,14 @@ NOT_MET = [
         e=alone("11 3 4"),
         p=w("i4 o5"),
         q=w("i5 o6"),
+    ),
+    case(
+        "projected positions times data, through two layers",
+        lambda x, p, q, r: tanh(x * (_ANGLES @ p) @ q @ r),
+        x_(2, 7, 5),
+        p=w("i4 o5"),
+        q=w("i5 o6"),
+        r=w("i6 o3"),
     ),
     case(
         "a gain and a blur between two layers",

@@ -166,6 +166,11 @@ _NO_LOOKUPS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         _IDS,
         {"e": w("i12 o4")},
     ),
+    "a one-hot over half of another": (
+        lambda t, e: lax.dynamic_update_slice(_hot(t), _hot(t, 4), (0, 0, t[0, 0])) @ e,
+        _IDS,
+        {"e": w("i12 o4")},
+    ),
     "one-hots changed in a loop": (
         lambda t, e: lax.fori_loop(0, 3, lambda n, h: h + jnp.roll(h, n, 2), _hot(t)) @ e,
         _IDS,
