@@ -41,6 +41,7 @@ def select(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
 
 
 def _for_each(view: View, along: Sequence[int]) -> View:
+    """The view of a form that the data choose along some axes, of which its own tell no examples apart."""
     return view.replace(scaled=view.scaled | (view.on(along) - view.varying()))
 
 

@@ -45,4 +45,4 @@ def unit_steps(other: Value) -> frozenset[Dim]:
 def untold(other: Value, units: Sequence[int], steps: frozenset[Dim] = frozenset()) -> bool:
     """Whether there are units that data do not tell apart, as activations do that a weight scales for each example."""
     own = ({dim for dim in view.varying() & view.visible() if dim.size > 1} - view.scaled for view in other.views)
-    return bool(steps) or (bool(units) and not (has_examples(other) and not any(own)))
+    return bool(steps) or (bool(units) and (any(own) or not has_examples(other)))

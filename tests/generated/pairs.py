@@ -100,7 +100,7 @@ def draw(seed: int) -> Chain:
             else (lambda p, args, name=name: p[name])
         )
         if make.chance(0.15):
-            turned = make.choice(["stored transposed", "stored flat", "in halves"])
+            turned = make.choice(["stored transposed", "as it is", "in halves"])
             text.append(f"{name} {turned}")
             if turned == "stored transposed" and not stacked[k]:
                 params[name] = jax.ShapeDtypeStruct(params[name].shape[::-1], jnp.float32)
