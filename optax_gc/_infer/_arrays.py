@@ -37,6 +37,11 @@ def region(axes: Iterable[Axis]) -> tuple[tuple[int, int], ...]:
     return tuple((axis.lo, axis.hi) for axis in axes)
 
 
+def apart(a: Iterable[Axis], b: Iterable[Axis]) -> bool:
+    """Whether two things lie at different places of a value, so that they have no unit in common."""
+    return any(x.lo + x.inner <= y.lo or y.lo + y.inner <= x.lo for x, y in zip(a, b, strict=True))
+
+
 def in_order(dims: Iterable[Dim]) -> Dims:
     """The dims of a set in an order that is the same at every call."""
     return tuple(sorted(dims, key=id))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from optax_gc._axes import WeightAxes
-from optax_gc._infer._arrays import Dim, Dims, UnfollowedError, in_order, region, size_of
+from optax_gc._infer._arrays import Dim, Dims, UnfollowedError, apart, in_order, region, size_of
 from optax_gc._infer._constants import Constant
 from optax_gc._infer._masks import Case, Mask, Tear
 from optax_gc._infer._maths import CHOSEN, HIDDEN
@@ -165,7 +165,7 @@ class _Judge:
         classes = _classes(views, _outputs)
         for a, b in itertools.combinations(classes, 2):
             alike = {view.use for view in a} == {view.use for view in b} and _batches(a) == _batches(b)
-            if not alike and not _apart(a[0], b[0]):
+            if not alike and not apart(a[0].axes, b[0].axes):
                 return Verdict(None, OVERLAP)
         alone = [list({view.use: view for view in group}.values()) for group in classes]
         return _agreed(map(self.verdict, alone), DIFFERENT)
@@ -174,7 +174,7 @@ class _Judge:
         """Parts that lie side by side, or where other units have none, are judged apart."""
         regions = _classes(views, lambda view: region(view.axes))
         if len(regions) > 1:
-            if not all(_apart(a[0], b[0]) for a, b in itertools.combinations(regions, 2)):
+            if not all(apart(a[0].axes, b[0].axes) for a, b in itertools.combinations(regions, 2)):
                 return Verdict(None, OVERLAP)
             return _agreed(map(self.verdict, regions), DIFFERENT)
         where = _classes(views, _where)
@@ -232,12 +232,6 @@ def _where(view: View) -> frozenset[Hashable]:
 
 def _disjoint(a: View, b: View) -> bool:
     return any(m.dims == n.dims and not (m.data & n.data).any() for m in a.masks for n in b.masks)
-
-
-def _apart(a: View, b: View) -> bool:
-    """Whether two views have no unit in common, since they lie side by side."""
-    pairs = zip(a.axes, b.axes, strict=True)
-    return any(x.lo + x.inner <= y.lo or y.lo + y.inner <= x.lo for x, y in pairs)
 
 
 def _outputs(view: View) -> Hashable:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.extend.core as jex
 
-from optax_gc._infer._arrays import Dim, UnfollowedError, blank
+from optax_gc._infer._arrays import Dim, UnfollowedError, apart, blank
 from optax_gc._infer._constants import literal
 from optax_gc._infer._equation import (
     Equation,
@@ -209,7 +210,7 @@ class Walk:
 
     def _judged(self, param: Param, group: list[View], beside: Sequence[View] = ()) -> None:
         followed = [view for view in group if not view.lost]
-        if len(followed) < len(group) and len({view.use for view in group}) > 1:
+        if len(followed) < len(group) and (len({view.use for view in group}) > 1 or _may_mix_entries(group, param)):
             self.refuse(group, UNFINISHED)
         elif followed:
             self.groups.append(Group(param, followed, beside))
@@ -288,6 +289,12 @@ class Walk:
 
     def all_unsettled(self, value: Value) -> bool:
         return self._settled.keys().isdisjoint(value.uses)
+
+
+def _may_mix_entries(group: Sequence[View], param: Param) -> bool:
+    """Whether views of a batch of products lie at one place: they may be different entries of it."""
+    batch = any(param.shape[a] > 1 for view in group if view.use for a in view.use.shares)
+    return batch and not all(apart(a.axes, b.axes) for a, b in itertools.combinations(group, 2))
 
 
 def unknown(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:

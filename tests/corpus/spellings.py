@@ -629,6 +629,34 @@ ADDED += spelled(
     _ENSEMBLE,
     w=w("i4 i5 o6"),
 )
+# Entries of a batch that go through something linear which is not followed, before they meet.
+_MIXING: dict[str, Any] = {
+    "fft": lambda y: jnp.fft.fft(y).real,
+    "cumsum": lambda y: jnp.cumsum(y, 0),
+    "convolution": lambda y: jax.vmap(lambda row: jnp.convolve(row, np.ones(3, np.float32), "same"))(y),
+    "copies of which one is there": lambda y: jnp.ones(3) @ (np.eye(3, dtype=np.float32)[0][:, None] * y[0]),
+}
+_MEETING: dict[str, Any] = {
+    "added to another": lambda y, f: f(y[0]) + y[1],
+    "both, added": lambda y, f: f(y[0]) + f(y[1]),
+    "added to all": lambda y, f: y.at[1].add(f(y[0])),
+    "added in a loop": lambda y, f: lax.fori_loop(0, 3, lambda i, c: c + y[1], f(y[0]) + jnp.zeros((2, 6))),
+    "added after a loop": lambda y, f: lax.fori_loop(0, 3, lambda i, c: f(c) + jnp.zeros((2, 6)), y[0]) + y[1],
+    "carried through it, and added": lambda y, f: scan(lambda c, i: f(c) + y[1], y[0], jnp.arange(3)),
+    "one by one, in a loop": lambda y, f: scan(lambda c, v: c + f(v), jnp.zeros((2, 6)), y),
+    "in a call": lambda y, f: jax.jit(lambda a, b: a + b)(jax.checkpoint(f)(y[0]), y[1]),
+    "added as a join is cut": lambda y, f: (z := jnp.stack([f(y[0]) + jnp.zeros((2, 6)), y[1]]))[0] + z[1],
+}
+ENTRIES = [
+    each
+    for name, f in _MIXING.items()
+    for each in spelled(
+        f"entries of a batch, through {name}",
+        {how: lambda x, w, f=f, g=g: g(products(x, w), f) for how, g in _MEETING.items()},
+        _ENSEMBLE,
+        w=alone("4 5 6"),
+    )
+]
 CLOSED = spelled(
     "batch closed",
     {name: lambda x, g, w, f=f: f(products(x, w), g) for name, f in _CLOSED.items()},
@@ -997,6 +1025,16 @@ CASES = [
     *spelled("experts", _EXPERTS, _ENSEMBLE, w=w("b4 i5 o6", "o4 i5 o6")),
     *STACKS,
     *CLOSED,
+    *ENTRIES,
+    *(
+        case(
+            f"entries of a batch side by side, through {name}",
+            lambda x, w, f=f: jnp.stack([f(y) + jnp.zeros((2, 6)) for y in products(x, w)]),
+            _ENSEMBLE,
+            w=w("b4 i5 o6"),
+        )
+        for name, f in _MIXING.items()
+    ),
     *spelled("products of a loop", _OF_A_STEP, _ENSEMBLE, w=w("b4 i5 o6")),
     *spelled("sums that a loop gives", _GIVEN, _ENSEMBLE, w=w("i5 o6")),
     case(

@@ -480,7 +480,7 @@ def draw(seed: int) -> Program:
     """Returns the program of a seed: always the same one."""
     make = Maker(seed)
     stored = tuple(make.choice([2, 3, 3, 4, 4, 5, 1]) for _ in range(make.choice([1, 2, 2, 2, 3, 3])))
-    text, uses = [f"w {stored}"], []
+    text, uses, numbers = [f"w {stored}"], [], []
     common, before = stored, []
     for _ in range(make.choice([0, 1, 1, 2, 3])):
         before.append(_step(make, common))
@@ -498,6 +498,9 @@ def draw(seed: int) -> Program:
         chain.append(_product(make, shape, over))
         text.append(f"use {len(uses)}: over {over}: {chain[-1][0]}")
         uses.append(chain)
+        numbers.append(math.prod(shape) == 1)
+    # Nor is one number of a weight, times data, a unit beside others.
+    uses = [chain for chain, number in zip(uses, numbers, strict=True) if not number] or uses
     added = make.chance(0.5)
     text.append("added" if added else "apart")
 

@@ -64,6 +64,8 @@ _MIX: dict[str, Callable[[Any, Any, np.ndarray], Any]] = {  # of two arrays, and
     "triangle @ y": lambda y, z, m: jnp.einsum("kj,jro->kro", np.tri(PLACES, dtype=np.float32), y),
     "backwards @ y": lambda y, z, m: jnp.einsum("kj,jro->kro", np.eye(PLACES, dtype=np.float32)[::-1], y),
     "y[::-1]": lambda y, z, m: y[::-1],
+    "sums of rows": lambda y, z, m: jnp.cumsum(y, 1),
+    "rows, by fft": lambda y, z, m: jnp.fft.fft(y, axis=1).real,
     "roll(y)": lambda y, z, m: jnp.roll(y, 1, 0),
     "step by step": lambda y, z, m: lax.scan(lambda c, u: (c, u * 2), 0, y)[1],
     "loop of one-hots": lambda y, z, m: lax.fori_loop(
@@ -81,6 +83,8 @@ _MIX: dict[str, Callable[[Any, Any, np.ndarray], Any]] = {  # of two arrays, and
 }
 _TAKE: dict[str, Callable[[Any, int], Any]] = {
     "y[k]": lambda y, k: y[k],
+    "sums of rows of y[k]": lambda y, k: jnp.cumsum(y[k], 0),
+    "rows of y[k], by fft": lambda y, k: jnp.fft.fft(y[k], axis=0).real,
     "sum": lambda y, k: y.sum(0),
     "one-hot @ y": lambda y, k: jnp.einsum("k,kro->ro", _hot(k), y),
     "ones @ y": lambda y, k: jnp.einsum("k,kro->ro", np.ones(PLACES, np.float32), y),
