@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
+import numpy as np
 
 from optax_gc._arguments import check_call, misplaced_model
 from optax_gc._axes import ParamAxes, PyTree, WeightAxes, named_leaves
@@ -97,8 +98,9 @@ def infer_axes(fn: Callable[..., Any], params: PyTree, *args: Any, **kwargs: Any
 
     params_ = {leaves[i][0]: Param(n, tuple(leaves[i][1].shape)) for n, i in enumerate(arrays)}
     alone = {leaves[i][0]: reason for i in arrays if (reason := _no_weight(leaves[i][1]))}
+    positions = functools.cache(np.arange)
     weights = [
-        Value(Level.CONST) if name in alone else Value(Level.WEIGHT, (stored(param),))
+        Value(Level.CONST) if name in alone else Value(Level.WEIGHT, (stored(param, positions),))
         for name, param in params_.items()
     ]
     width = _width_of_keys() if any(flat[i].dtype == jnp.uint32 for i in data) else ()

@@ -186,7 +186,8 @@ class _Judge:
 
     def _inputs(self, views: Sequence[View]) -> tuple[int, ...]:
         # Units without a weight do not matter, where they are without it in all views.
-        whole = len({_where(view) for view in views}) == 1 and all(len(_where(v)) == len(v.masks) for v in views)
+        where = [_where(view) for view in views]
+        whole = len(set(where)) == 1 and all(len(at) == len(v.masks) for at, v in zip(where, views, strict=True))
         boxes = [box for view in views if whole and (box := _box(view)) is not None]
         inputs = _union(boxes, self._shape) if len(boxes) == len(views) else None
         return _listed(views, self._shape) if inputs is None else inputs

@@ -37,20 +37,26 @@ def completed(eqn: Any, ins: Sequence[Value], outs: Sequence[Value], captured: L
       captured: what an array is that the function closes over.
     """
     shared: dict[str, Any] = {}
-    if any(value.steps for value in ins):
-        shared["steps"] = frozenset[Dim]().union(*(value.steps for value in ins))
+    waiting, hidden, fixed, alone = 1, False, False, True
+    # One pass, since this is done for every equation.
+    for value in ins:
+        waiting = max(waiting, value.waiting + 1)
+        hidden = hidden or bool(value.views or value.hidden)
+        fixed = fixed or value.fixed
+        alone = alone and (value.level != Level.DATA or value.fixed)
+        if value.steps:
+            shared["steps"] = shared.get("steps", frozenset[Dim]()) | value.steps
     told = may_have_facts(eqn, ins)
-    waiting = 1 + max([value.waiting for value in ins], default=0)
-    hidden = any(value.views or value.hidden for value in ins)
+    may_be_fixed = (fixed or alone) and captured == Level.CONST
     results = []
     for i, out in enumerate(outs):
         changes = dict(shared)
         if told:
             find = functools.partial(facts_after, eqn, ins, i)
             changes |= {"told": find, "waiting": waiting} if waiting < _DEPTH else {"told": find()}
-        if out.level == Level.WEIGHT and hidden:
+        if hidden and out.level == Level.WEIGHT:
             changes["hidden"] = frozenset[Any]().union(*(value.sources | value.hidden for value in ins)) - out.sources
-        if _may_be_unmet(out) and captured == Level.CONST and _none_has_met(eqn, ins):
+        if may_be_fixed and _may_be_unmet(out) and _none_has_met(eqn, ins, fixed):
             changes["fixed"] = True
         results.append(out.telling(**changes) if changes else out)
     return results
@@ -61,12 +67,11 @@ def _may_be_unmet(out: Value) -> bool:
     return out.level == Level.DATA or (out.level == Level.SCALED and not out.views)
 
 
-def _none_has_met(eqn: Any, ins: Sequence[Value]) -> bool:
+def _none_has_met(eqn: Any, ins: Sequence[Value], fixed: bool) -> bool:
     """Whether none of the operands has met the data, nor makes the operation data of it."""
     # The sum of a weight that data scaled is its product with them.
     sums = eqn.primitive.name == "reduce_sum" and ins[0].level == Level.SCALED and ins[0].views
     if sums or eqn.primitive.name in ENDING:
         return False
     # A number of the data tells nothing apart.
-    number = any(value.fixed for value in ins)
-    return all(is_alone(v) or (number and math.prod(shape_of(a)) == 1) for v, a in zip(ins, eqn.invars, strict=True))
+    return all(is_alone(v) or (fixed and math.prod(shape_of(a)) == 1) for v, a in zip(ins, eqn.invars, strict=True))

@@ -115,16 +115,18 @@ class Value:
     fixed: bool = False  # a product of weights and constants alone, though data may scale or choose these as a whole
     steps: frozenset[Dim] = frozenset()  # of the loops around it, from step to step of which it may differ
 
-    @functools.cached_property
+    @property
     def facts(self) -> Facts:
-        return self.told() if callable(self.told) else self.told
+        if callable(self.told):
+            # What was needed to find them is let go.
+            found = self.told()
+            self.told = NOTHING if found == NOTHING else found
+        return self.told
 
     def telling(self, **changes: Any) -> Value:
         """The same value with something else to tell: what is cached of its views stays."""
         value = object.__new__(Value)
         value.__dict__.update(self.__dict__)
-        if "told" in changes:
-            value.__dict__.pop("facts", None)
         if "fixed" in changes:
             value.__dict__.pop("unmet", None)
         value.__dict__.update(changes)

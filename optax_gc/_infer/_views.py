@@ -138,9 +138,14 @@ class View:
         return view
 
 
-def stored(param: Param) -> View:
-    """A parameter that nothing has happened to."""
-    return _identity(param, param.shape)
+def stored(param: Param, positions: Callable[[int], np.ndarray]) -> View:
+    """A parameter that nothing has happened to.
+
+    Args:
+      param: the parameter.
+      positions: from a size to the positions along it, which parameters may share.
+    """
+    return _identity(param, param.shape, positions)
 
 
 def marked(shape: tuple[int, ...]) -> View:
@@ -148,9 +153,9 @@ def marked(shape: tuple[int, ...]) -> View:
     return _identity(Mark(), shape).replace(product=True)
 
 
-def _identity(of: Param | Mark, shape: tuple[int, ...]) -> View:
+def _identity(of: Param | Mark, shape: tuple[int, ...], positions: Callable[[int], np.ndarray] = np.arange) -> View:
     axes = tuple(blank(size) for size in shape)
-    return View(of, axes, tuple(Named(axis.dims, np.arange(axis.inner)) for axis in axes))
+    return View(of, axes, tuple(Named(axis.dims, positions(axis.inner)) for axis in axes))
 
 
 def same(a: View, b: View) -> bool:

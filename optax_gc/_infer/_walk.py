@@ -94,11 +94,15 @@ class Walk:
             else:
                 env[var] = Value(Level.DATA)
         env.update(zip(jaxpr.invars, ins, strict=True))
+        # What nothing reads any more is let go: of a long program little is held at once.
+        read_in = (*(eqn.invars for eqn in jaxpr.eqns), jaxpr.outvars)
+        left = collections.Counter(atom for atoms in read_in for atom in atoms if type(atom) is not jex.Literal)
 
         def read(atom: Any) -> Value:
             if type(atom) is jex.Literal:
                 return Value(Level.CONST, known=literal(atom.val, dtype_of(atom)), told=facts_of(atom.val))
-            return env[atom]
+            left[atom] -= 1
+            return env[atom] if left[atom] else env.pop(atom)
 
         outside, self.eqns = self.eqns, jaxpr.eqns
         idle = set() if self.opaque else aside(jaxpr, within=bool(self.trail))
