@@ -162,9 +162,10 @@ def same(a: View, b: View) -> bool:
     """Whether two views say the same of the same places."""
     if a is b:
         return True
-    if a.of is not b.of or a.use is not b.use or len(a.axes) != len(b.axes):
+    # Of what has no coordinates nobody knows where it is the same.
+    if a.of is not b.of or a.use is not b.use or len(a.axes) != len(b.axes) or a.lost or b.lost:
         return False
-    flags = ("product", "bad", "lost", "imaginary", "picks", "summed", "shared", "scaled")
+    flags = ("product", "bad", "imaginary", "picks", "summed", "shared", "scaled")
     if any(getattr(a, name) != getattr(b, name) for name in flags) or a.torn_at() != b.torn_at():
         return False
     places: dict[tuple[int, int], Dim] = {}

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.extend.core as jex
+import numpy as np
 
 from optax_gc._infer._arrays import Dim, UnfollowedError, apart, blank
 from optax_gc._infer._constants import literal
@@ -195,7 +196,7 @@ class Walk:
                 self.ended[view.use] = None
                 together[view.of, view.stopped].append(view)
         for (param, _), group in together.items():
-            if len({view.use for view in group}) == 1 and not self.aside:
+            if len({view.use for view in group}) == 1 and not self.aside and _is_whole(group, param):
                 self._settled[group[0].use] = None
             self._judged(param, group, beside)
 
@@ -274,11 +275,8 @@ class Walk:
     def _may_be_added(self, view: View, beside_others: bool) -> bool:
         visible = view.visible()
         left = {dim for dim in view.varying() - view.summed if dim.size > 1}
-        return (
-            bool(left & view.shared or left - visible)
-            or view.is_placed()
-            or (beside_others and (bool(view.masks) or any(axis.padded for axis in view.axes)))
-        )
+        in_part = view.masks or view.holes or any(tear.dims for tear in view.torn) or any(a.padded for a in view.axes)
+        return bool(left & view.shared or left - visible or (beside_others and in_part)) or view.is_placed()
 
     def read(self, mark: Mark) -> None:
         if not self.aside:
@@ -293,6 +291,14 @@ class Walk:
 
     def all_unsettled(self, value: Value) -> bool:
         return self._settled.keys().isdisjoint(value.uses)
+
+
+def _is_whole(group: Sequence[View], param: Param) -> bool:
+    """Whether views of one product have all of its batch: what becomes of other entries is still open."""
+    batch = [a for a in (group[0].use.shares if group[0].use else ()) if param.shape[a] > 1]
+    return not batch or any(
+        not view.lost and all(len(np.unique(view.coords[a].data)) == param.shape[a] for a in batch) for view in group
+    )
 
 
 def _may_mix_entries(group: Sequence[View], param: Param) -> bool:

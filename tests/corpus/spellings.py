@@ -645,6 +645,8 @@ _MEETING: dict[str, Any] = {
     "carried through it, and added": lambda y, f: scan(lambda c, i: f(c) + y[1], y[0], jnp.arange(3)),
     "one by one, in a loop": lambda y, f: scan(lambda c, v: c + f(v), jnp.zeros((2, 6)), y),
     "in a call": lambda y, f: jax.jit(lambda a, b: a + b)(jax.checkpoint(f)(y[0]), y[1]),
+    "one in some rows, the other in others": lambda y, f: f(jnp.where(np.arange(2)[:, None] < 1, y[0], y[1])),
+    "in rows of both, added up": lambda y, f: jnp.where(np.arange(2)[:, None] < 1, f(y[0]), f(y[1])).sum(0),
     "added as a join is cut": lambda y, f: (z := jnp.stack([f(y[0]) + jnp.zeros((2, 6)), y[1]]))[0] + z[1],
 }
 ENTRIES = [
@@ -657,6 +659,21 @@ ENTRIES = [
         w=alone("4 5 6"),
     )
 ]
+# One entry is read, and others are added up: neither says that the other is not.
+_READ_IN_PART: dict[str, Any] = {
+    "others added up": lambda y: (tanh(y[0]), tanh(y[1] + y[2])),
+    "others added up before": lambda y: (tanh(y[1] + y[2]), tanh(y[0])),
+    "others added up, linearly": lambda y: (tanh(y[0]), y[1:].sum(0)),
+    "added to another": lambda y: (tanh(y[0]), tanh(y[0] + y[1])),
+    "halves, of which one is added up": lambda y: (tanh(y[:2]), tanh(y[2:].sum(0))),
+    "in a loop": lambda y: (tanh(y[0]), scan(lambda c, v: c + v, jnp.zeros((2, 6)), y[1:])),
+}
+ENTRIES += spelled(
+    "a batch of which one entry is read",
+    {name: lambda x, w, f=f: f(products(x, w)) for name, f in _READ_IN_PART.items()},
+    _ENSEMBLE,
+    w=alone("4 5 6"),
+)
 CLOSED = spelled(
     "batch closed",
     {name: lambda x, g, w, f=f: f(products(x, w), g) for name, f in _CLOSED.items()},
@@ -1026,6 +1043,12 @@ CASES = [
     *STACKS,
     *CLOSED,
     *ENTRIES,
+    case(
+        "a batch of which each entry is read in its way",
+        lambda x, w: (y := products(x, w)) is not None and (tanh(y[0]), jax.nn.relu(y[1]), y[2], tanh(y[3]).sum()),
+        _ENSEMBLE,
+        w=w("b4 i5 o6"),
+    ),
     *(
         case(
             f"entries of a batch side by side, through {name}",
