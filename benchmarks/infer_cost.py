@@ -40,6 +40,7 @@ PARTS = FRAMEWORKS | {
     "indices": "constant indices",
     "factors": "factors of data",
     "writes": "what is written",
+    "reads": "what is read in part",
 }
 
 

@@ -11,7 +11,7 @@ import pytest
 from optax_gc import infer_axes
 
 FRAMEWORKS = ("flax_linen", "flax_nnx", "haiku", "equinox", "keras")
-FRAMEWORKS += ("plain", "spellings", "indices", "factors", "writes", "decoders", "published")  # in plain JAX
+FRAMEWORKS += ("plain", "spellings", "indices", "factors", "writes", "reads", "decoders", "published")  # in plain JAX
 
 # What may be left alone though its axes are known, by the module that holds its case: (name of the case, path).
 UNDECIDED = json.loads((pathlib.Path(__file__).parent / "undecided.json").read_text())

@@ -13,7 +13,7 @@ import numpy as np
 
 from optax_gc._arguments import check_call, misplaced_model
 from optax_gc._axes import ParamAxes, PyTree, WeightAxes, named_leaves
-from optax_gc._infer import _choices, _devices, _loops, _maths, _pieces, _products, _writes
+from optax_gc._infer import _choices, _convolutions, _devices, _loops, _maths, _pieces, _products, _writes
 from optax_gc._infer._arrays import LIMIT
 from optax_gc._infer._decide import decide, votes_of
 from optax_gc._infer._equation import references
@@ -30,6 +30,7 @@ RULES = {
     **_maths.RULES,
     **_choices.RULES,
     **_products.RULES,
+    **_convolutions.RULES,
     **_loops.RULES,
     **_devices.RULES,
 }

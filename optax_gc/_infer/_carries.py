@@ -13,7 +13,7 @@ from optax_gc._infer._maths import CHOSEN, HIDDEN
 from optax_gc._infer._uses import Mark, Param
 from optax_gc._infer._values import Level, Value
 from optax_gc._infer._views import View, same
-from optax_gc._infer._walk import UNFINISHED, Walk
+from optax_gc._infer._walk import IN_PART, POOLED, UNFINISHED, Walk
 
 MOVES = "moves in what a loop carries"
 
@@ -37,7 +37,7 @@ def without(
     seen = [view for view in views if not isinstance(view.of, Mark) or view.of in partial]
     if any(come_back(after[mark], seen) and come_back(seen, after[mark]) for mark in partial):
         pass
-    elif all(map(walk.was_read, partial)):
+    elif all(map(walk.reads.carry, partial)):
         walk.close(own)
     else:
         walk.refuse(own, MOVES)
@@ -91,17 +91,24 @@ def carried(
     outer = [view for view in results if isinstance(view.of, Mark) and view.of is not mark.of]
     own = [view for view in results if not isinstance(view.of, Mark)]
     assert isinstance(mark.of, Mark)
-    read = walk.was_read(mark.of)
+    read = walk.reads.carry(mark.of)
     adds_up = len(mine) == 1 and same(mine[0], mark)
     # What an operation that is not followed puts beside it adds nothing to it, as a write does not.
     lost = all(view.lost for view in own)
     stays = all((lost and view.lost) or same(view.replace(torn=frozenset()), mark) for view in mine)
     in_part = (bool(mine) and not adds_up) or (leaks and (bool(mine) or added))
-    if not stays or (in_part and not read and any(step in view.varying() for view in own)):
+    if walk.reads.carry_in_part(mark.of) and any(step in view.varying() for view in own):
+        walk.refuse([*start, *own], IN_PART)
+    elif not stays or (in_part and not read and any(step in view.varying() for view in own)):
         walk.refuse([*start, *own], MOVES)
     elif read:
         # What is read together with the sum so far is read together with what that is made of.
-        for group in walk.groups:
+        for group in list(walk.groups):
+            if any(type(tear.by) is object for view in mine for tear in view.torn) and any(
+                view.of is mark.of for view in group.beside
+            ):
+                # At some steps it goes on as it is.
+                walk.refuse([view for view in group.views if step in view.varying()], IN_PART)
             together = mine and any(same(view, mark) for view in group.beside)
             if together and not any(step in view.varying() for view in (*group.views, *own)):
                 more = [view for view in (*start, *own) if view.of is group.of]
@@ -128,7 +135,8 @@ def carried(
         # What the loop adds up are parts of a product, not products of parts.
         batches = any(v.use.shares & v.along({step}) for v in indexed if v.use and step)
         several = len({view.use for view in own}) > len({view.of for view in own})
-        (walk.refuse if batches or several else walk.close)([*start, *own], "added up after its product")
+        (walk.refuse if batches or several else walk.close)([*start, *own], POOLED)
+        return (*unread(own, tuple(axis.length for axis in mark.axes)), *outer)
     else:
         return (*start, *(_over_steps(view, step) for view in own), *outer)
     return tuple(outer)

@@ -125,7 +125,7 @@ def choice(walk: Walk, cases: Sequence[Value], which: Value, rank: int = 0) -> t
                 if not walk.is_settled(view):
                     tear = across(Case(chosen, i), dict(enumerate(view.axes[:rank])), which.facts.flat)
                     kept.append(view.replace(torn=view.torn | {tear}))
-        elif all(map(walk.was_read, sums)):
+        elif all(map(walk.reads.carry, sums)):
             walk.close(own)
         else:
             walk.refuse(own, "chosen where a loop adds up")

@@ -39,6 +39,8 @@ def votes_of(walk: Walk) -> dict[Param, list[Vote]]:
         if use not in walk.ended and isinstance(view.of, Param):
             groups[frozenset([view])] = (Group(view.of, [view]), Tier.UNREAD)
     for group, least in groups.values():
+        if all(view.is_pooled() and walk.is_settled(view) for view in group.views):
+            continue
         verdict = judge(group.views, group.of)
         uses = [(view, view.use) for view in group.views if view.use]
         if verdict is not None and uses:

@@ -52,6 +52,13 @@ def _put_back(view: View, t: int, blocks: Dims) -> View:
     return view.with_axis(t, Axis((*blocks, *view.axes[t].dims)))
 
 
+def _all_blocks(walk: Walk, eqn: Equation, name: str) -> Dims:
+    """The dims of the mesh axes that a collective runs over; one within groups of devices is not followed."""
+    if eqn.eqn.params.get("axis_index_groups") is not None:
+        raise UnfollowedError("meets groups of devices")
+    return _blocks(walk, eqn[name])
+
+
 def _blocks(walk: Walk, names: Any) -> Dims:
     """The dims of mesh axes. Other axes are those of a `vmap`, and positions."""
     names = names if isinstance(names, (tuple, list)) else (names,)
@@ -75,20 +82,20 @@ def _summed(walk: Walk, eqn: Equation, view: View, blocks: Dims) -> Iterator[Vie
 
 def psum(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """A sum over devices: their blocks are summed."""
-    blocks = _blocks(walk, eqn["axes"])
+    blocks = _all_blocks(walk, eqn, "axes")
     return [Value(v.level, tuple(found for view in v.views for found in _summed(walk, eqn, view, blocks))) for v in ins]
 
 
 def reduce_scatter(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """A sum over devices, of which each keeps its block."""
-    blocks, t = _blocks(walk, eqn["axis_name"]), eqn["scatter_dimension"]
+    blocks, t = _all_blocks(walk, eqn, "axis_name"), eqn["scatter_dimension"]
     views = [_cut(found, t, blocks) for view in ins[0].views for found in _summed(walk, eqn, view, blocks)]
     return [Value(ins[0].level, tuple(view if eqn["tiled"] else drop(view, t) for view in views))]
 
 
 def all_gather(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """The devices' blocks are put on an axis, under names of their own."""
-    blocks, t = _blocks(walk, eqn["axis_name"]), eqn["all_gather_dimension"]
+    blocks, t = _all_blocks(walk, eqn, "axis_name"), eqn["all_gather_dimension"]
     views = []
     for view in ins[0].views:
         own = {block: Dim(block.size) for block in blocks}

@@ -51,6 +51,11 @@ def references(eqn: Any) -> Sequence[Any]:
     return [atom for atom in (*eqn.invars, *eqn.outvars) if not is_array(atom)] if eqn.effects else ()
 
 
+def applies(eqn: Any) -> bool:
+    """Whether a scatter applies a function to what is there, and writes nothing."""
+    return eqn.primitive.name == "scatter" and eqn.params["update_jaxpr"] is not None
+
+
 def open_jaxpr(jaxpr: Any) -> Any:
     """The jaxpr without its constants."""
     return getattr(jaxpr, "jaxpr", jaxpr)

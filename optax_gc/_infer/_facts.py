@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from optax_gc._infer._arrays import Named, UnfollowedError, blank
-from optax_gc._infer._equation import Equation, Shape, shape_of
+from optax_gc._infer._equation import Equation, Shape, applies, shape_of
 from optax_gc._infer._layout import MOVES
 from optax_gc._infer._masks import Hiding, Mask
 from optax_gc._infer._names import ELEMENTWISE, KEEP_ZERO, SAME
@@ -80,6 +80,8 @@ def _found(eqn: Any, ins: Sequence[Value], result: int) -> Facts:
         return first.shifted(eqn.params["axis"], -1)
     if name in _JOINS:
         return _joined(name, eqn.params["dimension" if name == "concatenate" else "axis"], [v.facts for v in ins])
+    if applies(eqn):
+        return NOTHING
     if name in _SCATTERS and first.zero and ins[2].level == Level.CONST:
         return Facts(hot=frozenset(eqn.params["dimension_numbers"].scatter_dims_to_operand_dims))
     if name == "scatter":

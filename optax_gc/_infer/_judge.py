@@ -18,7 +18,7 @@ from optax_gc._infer._masks import Case, Mask, Tear
 from optax_gc._infer._maths import CHOSEN, HIDDEN
 from optax_gc._infer._uses import Param
 from optax_gc._infer._views import View, by_place
-from optax_gc._infer._walk import ELEMENT
+from optax_gc._infer._walk import ELEMENT, POOLED
 
 # Stored entries of all units, where they have to be listed one by one.
 _BUDGET = 1 << 20
@@ -111,6 +111,8 @@ def _hidden_alike(views: Sequence[View]) -> bool:
 
 
 def _judged(views: Sequence[View], param: Param) -> Verdict | None:
+    if all(view.is_pooled() for view in views):
+        return Verdict(None, POOLED)
     try:
         if len(views) == 1:
             return _Judge(param.shape, views[0].visible()).verdict([_trimmed(views[0])])
@@ -145,7 +147,7 @@ class _Judge:
         views = [view for view in views if all(mask.data.any() for mask in view.masks)]
         if not views:
             return None
-        if any(not view.summed.isdisjoint(dims) for view in views for _, dims in view.picks):
+        if any(not view.summed.isdisjoint(at.dims) for view in views for _, at in view.picks):
             return Verdict(None, CHOSEN)
         if len(views) == 1:
             return self._roles(views, self._inputs(views))
@@ -158,8 +160,8 @@ class _Judge:
     def _mixed(self, views: Sequence[View]) -> Verdict | None:
         """Outputs of one product were mixed later: its units are still its own."""
         for group in _classes(views, lambda view: view.use):
-            if len({tuple(view.coords[a].key() for a in sorted(view.use.shares)) for view in group if view.use}) > 1:
-                return Verdict(None, "added up after its product")
+            if len({_entry(view) for view in group}) > 1:
+                return Verdict(None, POOLED)
         if any(view.is_placed() for view in views):
             return Verdict(None, OVERLAP)
         classes = _classes(views, _outputs)
@@ -229,6 +231,12 @@ def _classes(views: Iterable[View], key: Any) -> list[list[View]]:
 def _where(view: View) -> frozenset[Hashable]:
     """Which units have a weight."""
     return frozenset(mask.key() for mask in view.masks if view.summed.isdisjoint(mask.dims))
+
+
+def _entry(view: View) -> Hashable:
+    """Which entry of its batch a product is, and which the data chose."""
+    shares = sorted(view.use.shares) if view.use else ()
+    return tuple(view.coords[a].key() for a in shares), tuple((a, at.key()) for a, at in view.picks)
 
 
 def _disjoint(a: View, b: View) -> bool:

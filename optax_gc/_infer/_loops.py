@@ -43,8 +43,13 @@ def call(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
 def cond(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """Of weights, each may be there; of sums, the one that is chosen is still a sum."""
     which, *operands = ins
-    results = []
-    for cases in zip(*(walk.jaxpr(branch, operands) for branch in eqn["branches"]), strict=True):
+    results, branches, read = [], [], []
+    before = walk.reads.counts()
+    for branch in eqn["branches"]:
+        branches.append(walk.jaxpr(branch, operands))
+        read.append(walk.reads.taken_back(before))
+    walk.reads.in_branches(read)
+    for cases in zip(*branches, strict=True):
         level = max(case.level for case in cases)
         if level == Level.DATA:
             told = functools.partial(facts_of_choice, which, cases, len(eqn.outs[len(results)]))
@@ -251,7 +256,7 @@ def _loop(
     def with_sums(value: Value, i: int, mine: Any) -> Value:
         """Sums on the way that it holds, and that nothing has read, may be added to more."""
         seen = {view.of for view in results[i].views if isinstance(view.of, Mark) and view.of in sums - {mine}}
-        views = [view for mark in seen if not walk.was_read(mark) for view in made_of[mark]]
+        views = [view for mark in seen if not walk.reads.carry(mark) for view in made_of[mark]]
         return dataclasses.replace(value, views=(*value.views, *unread(views, shape_of(open_jaxpr(body).outvars[i]))))
 
     stacked = [with_sums(value, len(carry) + k, None) for k, value in enumerate(stacked)]

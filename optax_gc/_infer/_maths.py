@@ -20,7 +20,7 @@ from optax_gc._infer._units import has_examples
 from optax_gc._infer._uses import Mark, Param, Use
 from optax_gc._infer._values import GONE, Level, Value, has_met_data, joined, level_behind, level_of
 from optax_gc._infer._views import View, hole, same
-from optax_gc._infer._walk import BY_PARAMETER, ELEMENT, Rule, Walk
+from optax_gc._infer._walk import BY_PARAMETER, ELEMENT, POOLED, Rule, Walk
 
 CHOSEN = "parts that the data choose are added up"
 HIDDEN = "parts of it may be hidden where they are added up"
@@ -78,7 +78,7 @@ def add(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
 def _need_no_comparison(walk: Walk, level: Level, a: Value, b: Value) -> bool:
     if level == Level.DATA:
         apart = a.all_products and b.all_products and a.uses.isdisjoint(b.uses)
-        return apart and walk.all_unsettled(a) and walk.all_unsettled(b)
+        return apart and not (walk.reads.settled(a.uses) or walk.reads.settled(b.uses))
     alike = level == Level.WEIGHT and a.spans is not None and a.spans == b.spans
     return alike and a.sources.isdisjoint(b.sources)
 
@@ -252,13 +252,13 @@ def _reduced(walk: Walk, view: View, axes: set[int]) -> Iterator[View]:
 def summed_up(walk: Walk, view: View, rest: View, gone: set[Dim]) -> Iterator[View]:
     """A product is summed over some of its dims. Its outputs only leave the axes: the units stay what they are."""
     big = {dim for dim in gone if dim.size > 1}
-    chosen = {dim for _, dims in view.picks for dim in dims}
+    chosen = {dim for _, at in view.picks for dim in at.dims}
     if isinstance(view.of, Mark):
         yield rest.tear()
     elif big & chosen:
         walk.refuse([view], CHOSEN)
     elif big & view.shared or (view.is_placed() and not view.along(big)):
-        walk.refuse([view], "added up after its product")
+        walk.refuse([view], POOLED)
     else:
         yield rest
 

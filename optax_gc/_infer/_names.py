@@ -42,6 +42,8 @@ CALLS = _names(
 ALWAYS = CALLS | _names("cond scan while shard_map axis_index")
 
 # Where a whole sentence must fit into a column.
+# Where weights meet the data.
+CONTRACTIONS = frozenset({"conv_general_dilated", "dot_general", "ragged_dot", "ragged_dot_general"})
 _SHORT = {"conv_general_dilated": "conv", "reduce_window_max": "max_pool"}
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from optax_gc._infer._arrays import Axis, Dim, Dims, Named, blank
+from optax_gc._infer._arrays import Axis, Dim, Dims, Named, UnfollowedError, blank, in_order
 from optax_gc._infer._equation import Equation
 from optax_gc._infer._layout import MOVES
 from optax_gc._infer._uses import Mark, Param
@@ -22,6 +22,8 @@ PART = "a part that the data choose"
 
 def layout(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """The views move with their axes."""
+    if any(value.level > Level.NOISE for value in ins[1:]):
+        raise UnfollowedError(f"enters the unknown operation {eqn.name}")
     moved = [MOVES[eqn.name](eqn, view) for view in ins[0].views]
     return [Value(ins[0].level, tuple(view for view in moved if view is not None), fixed=ins[0].fixed)]
 
@@ -111,21 +113,27 @@ def numbers(value: Value) -> tuple[Dims, np.ndarray] | None:
 
 
 def window(
-    view: View, t: int, size: int, start: tuple[Dims, np.ndarray] | None, dims: Dims, clips: bool, token: Equation
+    view: View,
+    t: int,
+    size: int,
+    start: tuple[Dims, np.ndarray] | Named,
+    dims: Dims,
+    clips: bool,
+    token: Equation,
 ) -> View:
     """Takes `size` positions of axis t from a start on, one for each position along `dims` and each step of a loop.
 
     A start outside of the axis means the nearest one where it `clips`, and else nothing. Where the data choose the
-    start, they do so once for each `token`.
+    start, it is the number of the choice, and they choose once for each `token`.
     """
     whole = view.axes[t].length
-    if start is None:
+    if isinstance(start, Named):
         view = view.tears_along([t], lambda tear: tear.then(token))
         if view.varying().isdisjoint(view.axes[t].dims) and (view.product or not view.axes[t].padded):
             return (view.tear() if view.axes[t].padded else view).with_axis(t, blank(size))
         if size > 1 or view.axes[t].padded:
             return view.replace(bad=PART).with_axis(t, blank(size))
-        return picked(view, t, dims).with_axis(t, blank(1))
+        return _picked(view, t, start).with_axis(t, blank(1))
     loops, first = start
     valid = np.broadcast_to(((first >= 0) & (first <= whole - size))[..., None], (*first.shape, size))
     positions = np.clip(first.astype(int), 0, whole - size)[..., None] + np.arange(size)
@@ -134,7 +142,7 @@ def window(
     return view.with_axis(t, Axis((new,)))
 
 
-def picked(view: View, t: int, dims: Dims) -> View:
+def _picked(view: View, t: int, number: Named) -> View:
     """The data choose one position of axis t: the coordinates along it are not known any more."""
     along = set(view.axes[t].dims)
     coords, picks = list(view.coords), list(view.picks)
@@ -144,14 +152,14 @@ def picked(view: View, t: int, dims: Dims) -> View:
         if not along.issuperset(coord.dims):
             return view.replace(bad=view.bad or "is chosen by the data across its axes")
         coords[a] = Named((), np.zeros((), int))
-        picks.append((a, dims))
+        picks.append((a, number))
     return view.replace(coords=tuple(coords), picks=tuple(picks))
 
 
 def dynamic_slice(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """A constant start cuts; one that the data choose leaves one unknown position."""
     views: list[View] = []
-    starts = [numbers(value) for value in ins[1:]]
+    starts = [numbers(value) or walk.choice(in_order(value.steps)) for value in ins[1:]]
     for view in ins[0].views:
         for t, (size, start) in enumerate(zip(eqn["slice_sizes"], starts, strict=True)):
             if size != eqn.shapes[0][t]:
@@ -166,7 +174,8 @@ def gather(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     walk.refuse(index.views, "an index of gather")
     dims = tuple(Dim(size) for size in eqn.shapes[1][:-1])
     at = numbers(index)
-    views = tuple(_gathered(eqn, view, at, dims) for view in operand.views)
+    chosen = walk.choice((*in_order(index.steps), *dims)) if at is None else at
+    views = tuple(_gathered(eqn, view, chosen, dims) for view in operand.views)
     return [Value(_level_by(operand, Level.CONST if at is not None else index.level), views)]
 
 
@@ -175,7 +184,7 @@ def _level_by(operand: Value, index: Level) -> Level:
     return max(operand.level, min(index, Level.SCALED))
 
 
-def _gathered(eqn: Equation, view: View, at: tuple[Dims, np.ndarray] | None, dims: Dims) -> View:
+def _gathered(eqn: Equation, view: View, at: tuple[Dims, np.ndarray] | Named, dims: Dims) -> View:
     numbers, sizes, shape = eqn["dimension_numbers"], eqn["slice_sizes"], eqn.shapes[0]
     clips = eqn["mode"] == jax.lax.GatherScatterMode.CLIP
     for t, size in enumerate(shape):
@@ -184,7 +193,7 @@ def _gathered(eqn: Equation, view: View, at: tuple[Dims, np.ndarray] | None, dim
             batch = numbers.start_indices_batching_dims[numbers.operand_batching_dims.index(t)]
             view = view.take(view.axes[t].dims[0], np.arange(size), (dims[batch],)).with_axis(t, blank(1))
         elif t in numbers.start_index_map and (sizes[t] < size or t in numbers.collapsed_slice_dims):
-            start = None if at is None else (at[0], at[1][..., numbers.start_index_map.index(t)])
+            start = at if isinstance(at, Named) else (at[0], at[1][..., numbers.start_index_map.index(t)])
             view = window(view, t, sizes[t], start, dims, clips, eqn)
         elif sizes[t] < size:
             view = cut(view, t, 0, sizes[t]) or view.replace(bad=PART).with_axis(t, blank(sizes[t]))

@@ -1,4 +1,4 @@
-"""Contractions and convolutions: where weights meet the data."""
+"""Contractions: where weights meet the data."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from optax_gc._infer._arrays import Axis, Dim, blank, size_of
+from optax_gc._infer._arrays import Axis, Dim, blank
 from optax_gc._infer._constants import Constant
 from optax_gc._infer._equation import Equation, Shape
 from optax_gc._infer._maths import mul
 from optax_gc._infer._source import one_call
 from optax_gc._infer._units import has_examples, unit_steps, units_of, untold
 from optax_gc._infer._uses import Param, Tier, Use
-from optax_gc._infer._values import GONE, Facts, Level, Value, hidden_by, level_behind
+from optax_gc._infer._values import GONE, Facts, Level, Value, hidden_by
 from optax_gc._infer._views import View, flatten
 from optax_gc._infer._walk import BY_PARAMETER, Rule, Walk, unknown
 
@@ -142,6 +142,11 @@ def _contraction(
             else:
                 met, fixed = True, other.level <= Level.NOISE and walk.captured == Level.CONST
                 places = _places(placed, sides, k)
+                if sides[k].groups:
+                    # The data choose the group of each row.
+                    rows = walk.choice(tuple(dim for t in sides[1 - k].free for dim in places[t].dims))
+                    chosen = ((a, rows) for a in placed.along(view.on(sides[k].groups)))
+                    placed = placed.replace(picks=(*placed.picks, *chosen))
                 units, steps = units_of(other, sides[1 - k].free), unit_steps(other) - placed.varying()
                 mixed = fixed and has_examples(value)
                 of_units = mixed or untold(other, units, steps)
@@ -189,14 +194,16 @@ def _activations(
     walk: Walk, eqn: Equation, ins: Sequence[Value], sides: Sequence[_Side]
 ) -> tuple[Sequence[Value], list[int]]:
     """Of two weights, one that is repeated along a free axis, as for each example, acts as data."""
-    repeated = [
-        []
-        if value.hidden
-        else [
-            t for t in (*side.free, *side.batch) if shape[t] > 1 and not any(t in view.spans() for view in value.views)
+    repeated = []
+    for k, value in enumerate(ins):
+        # Along an axis of the other weight there are units of it, and no examples.
+        units = [
+            t
+            for t, other in zip(sides[k].batch, sides[1 - k].batch, strict=True)
+            if any(view.along(view.on([other])) for view in ins[1 - k].views)
         ]
-        for value, side, shape in zip(ins, sides, eqn.shapes[:2], strict=True)
-    ]
+        free = [t for t in (*sides[k].free, *sides[k].batch) if eqn.shapes[k][t] > 1 and t not in units]
+        repeated.append([t for t in free if not value.hidden and not any(t in view.spans() for view in value.views)])
     if bool(repeated[0]) == bool(repeated[1]):
         return ins, []
     k = 0 if repeated[0] else 1
@@ -218,7 +225,7 @@ def _is_weight(value: Value, other: Value) -> bool:
     A part that the data choose is a row of a table, and data, unless the other factor is such a part, of one layer, or
     has met data.
     """
-    parts = all(not dims for view in (*value.views, *other.views) for _, dims in view.picks)
+    parts = all(not at.dims for view in (*value.views, *other.views) for _, at in view.picks)
     layers = parts and all(any(view.picks or view.scaled for view in side.views) for side in (value, other))
     met = any(view.scaled or (view.picks and not layers) for view in value.views)
     beside = has_examples(other) and not has_examples(value)
@@ -246,7 +253,7 @@ def _mixes_outputs(walk: Walk, view: View, side: _Side) -> bool:
     gone = view.on(side.contracted) & view.varying()
     parts = view.masks or view.holes or any(view.axes[t].padded for t in side.contracted)
     known = isinstance(view.of, Param) and not view.lost and not walk.is_settled(view)
-    return known and not parts and gone.isdisjoint(view.shared.union(*(dims for _, dims in view.picks)))
+    return known and not parts and gone.isdisjoint(view.shared.union(*(at.dims for _, at in view.picks)))
 
 
 def _same_einsum(
@@ -288,59 +295,7 @@ def _selection(view: View, sides: Sequence[_Side], k: int, other: Value) -> View
     return found.replace(axes=(*found.axes, Axis((new,))) if k == 0 else (Axis((new,)), *found.axes))
 
 
-def conv_general_dilated(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
-    """Window and input channels are summed, output channels stay; groups of several inputs are shared."""
-    data, kernel = ins
-    numbers = eqn["dimension_numbers"]
-    groups = max(eqn["feature_group_count"], eqn["batch_group_count"])
-    out, *inputs = numbers.rhs_spec
-    products = [view for view in data.views if view.product]
-    views: list[View] = []
-    if kernel.level == Level.CONST:
-        views += walk.end(products, eqn, eqn.out)
-    else:
-        walk.close(products, by_weight=True)
-    walk.refuse([view for view in data.views if not view.product], "input of conv")
-    ended = [view for view in kernel.views if view.product or level_behind([data]) == Level.WEIGHT]
-    if data.level == Level.DATA and not data.unmet:
-        walk.read_by_data(ended, range(len(eqn.shapes[1])))
-    else:
-        walk.close(ended, "convolved with another parameter", by_weight=True)
-    units = units_of(data, [numbers.lhs_spec[0], *numbers.lhs_spec[2:]])
-    for view in kernel.views:
-        if view in ended:
-            continue
-        if view.on(inputs) & view.scaled:
-            walk.refuse([view], ALONG_INPUTS)
-        elif kernel.hidden and eqn.shapes[1][out] > 1 and view.on([out]).isdisjoint(view.varying()):
-            walk.refuse([view], SHARED)
-        else:
-            axes = [blank(size) for size in eqn.out]
-            axes[numbers.out_spec[1]] = view.axes[out]
-            shared: list[Dim] = []
-            # The groups of a depthwise convolution are its outputs.
-            for dim in view.axes[out].dims if groups > 1 and eqn.shapes[1][inputs[0]] > 1 else ():
-                if groups % size_of((*shared, dim)):
-                    break
-                shared.append(dim)
-            placed = view.replace(axes=tuple(axes))
-            summed, shares = view.summed | view.on(inputs), view.shared | set(shared)
-            summed_over = [t for t, k in zip(numbers.lhs_spec[1:], inputs, strict=True) if eqn.shapes[1][k] > 1]
-            axes = {t: placed.axes[o] for t, o in zip(numbers.lhs_spec, numbers.out_spec, strict=True)}
-            hidden = hidden_by(data, summed_over, axes)
-            moved = repr(eqn.eqn.params)
-            torn = view.torn | {tear.then(eqn if eqn["batch_group_count"] > 1 else moved) for tear in hidden}
-            repeated = frozenset(dim for t in units for dim in axes[t].dims)
-            use = Use(walk.tier(view, data.level), walk.trail, "conv", of_units=untold(data, units))
-            views.append(walk.start(placed, torn=torn, summed=summed, shared=shares, repeated=repeated, use=use))
-    if views or data.level == Level.DATA or not Level.WEIGHT <= kernel.level <= Level.SCALED:
-        return [Value(Level.DATA, tuple(views))]
-    # Where both sides were refused, and hold units alone, nobody knows which of them was a weight.
-    return [Value(Level.WEIGHT if data.level == Level.WEIGHT or untold(data, units) else Level.DATA)]
-
-
 RULES: dict[str, Rule] = {
-    "conv_general_dilated": conv_general_dilated,
     "dot_general": dot_general,
     "ragged_dot": ragged_dot,
     "ragged_dot_general": ragged_dot,

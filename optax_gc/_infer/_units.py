@@ -12,7 +12,7 @@ from optax_gc._infer._views import View
 def has_examples(value: Value) -> bool:
     """Whether it is a weight that data scale, or choose of, one by one: along what is no axis of its own."""
     views = value.views if value.level == Level.SCALED else ()
-    return any(view.scaled - view.varying() or any(dims for _, dims in view.picks) for view in views)
+    return any(view.scaled - view.varying() or any(at.dims for _, at in view.picks) for view in views)
 
 
 def is_alone(value: Value) -> bool:

@@ -31,6 +31,9 @@ class Param:
 class Mark:
     """Stands for what a loop carries, to see whether its body adds to it or reads it."""
 
+    def __init__(self, shape: tuple[int, ...] = ()):
+        self.shape = shape
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Use:

@@ -179,7 +179,7 @@ def has_met_data(value: Value) -> bool:
     """Whether a value is data, or differs from place to place as the data do."""
     if value.level == Level.SCALED and not value.views:
         return True
-    return value.level == Level.DATA or any(v.scaled or any(dims for _, dims in v.picks) for v in value.views)
+    return value.level == Level.DATA or any(v.scaled or any(at.dims for _, at in v.picks) for v in value.views)
 
 
 def level_behind(ins: Iterable[Value]) -> Level:

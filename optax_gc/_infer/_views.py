@@ -28,9 +28,10 @@ class View:
     masks: tuple[Named, ...] = ()  # where there is a weight at all
     holes: tuple[Named, ...] = ()  # masks that only matter where parts of the parameter are added up
     torn: frozenset[Tear] = frozenset()  # what may hide it, nobody knows where
-    picks: tuple[tuple[int, Dims], ...] = ()  # stored axes whose position data choose, and the dims of the choice
+    picks: tuple[tuple[int, Named], ...] = ()  # stored axes whose position data choose, and the number of each choice
     summed: frozenset[Dim] = frozenset()
     shared: frozenset[Dim] = frozenset()  # the batch of a product
+    grouped: frozenset[Dim] = frozenset()  # the groups of a convolution, which are outputs unless they are added up
     scaled: frozenset[Dim] = frozenset()  # along which a factor of data varies
     repeated: frozenset[Dim] = frozenset()  # along which what a product took for its data is the same
     use: Use | None = None
@@ -77,11 +78,15 @@ class View:
     @functools.cached_property
     def _varying(self) -> frozenset[Dim]:
         dims = [array.dims for array in (*self.coords, *self.masks)]
-        return frozenset[Dim]().union(*dims, *(chosen for _, chosen in self.picks))
+        return frozenset[Dim]().union(*dims, *(at.dims for _, at in self.picks))
 
     def varying(self) -> frozenset[Dim]:
         """The dims that the stored entries vary along."""
         return self._varying
+
+    def is_pooled(self) -> bool:
+        """Whether groups of a convolution have left its axes."""
+        return any(dim.size > 1 for dim in (self.grouped & self.varying()) - self.visible())
 
     def is_placed(self) -> bool:
         """Whether a mask says which of its copies are there."""
@@ -110,9 +115,9 @@ class View:
         """Applies a function to all arrays, and renames dims in the sets."""
         sets = {
             name: frozenset(renamed(dims, names)) if (dims := getattr(self, name)) else dims
-            for name in ("summed", "shared", "scaled", "repeated")
+            for name in ("summed", "shared", "grouped", "scaled", "repeated")
         }
-        picks = tuple((axis, tuple(renamed(dims, names))) for axis, dims in self.picks)
+        picks = tuple((axis, function(at)) for axis, at in self.picks)
         arrays = {name: tuple(map(function, getattr(self, name))) for name in ("coords", "masks", "holes")}
         return self.replace(**arrays, picks=picks, **sets).tears(lambda tear: tear.renamed(names))
 
@@ -139,18 +144,13 @@ class View:
 
 
 def stored(param: Param, positions: Callable[[int], np.ndarray]) -> View:
-    """A parameter that nothing has happened to.
-
-    Args:
-      param: the parameter.
-      positions: from a size to the positions along it, which parameters may share.
-    """
+    """A parameter that nothing has happened to; the positions along a size may be shared."""
     return _identity(param, param.shape, positions)
 
 
 def marked(shape: tuple[int, ...]) -> View:
     """The mark of what a loop carries."""
-    return _identity(Mark(), shape).replace(product=True)
+    return _identity(Mark(shape), shape).replace(product=True)
 
 
 def _identity(of: Param | Mark, shape: tuple[int, ...], positions: Callable[[int], np.ndarray] = np.arange) -> View:
@@ -165,7 +165,7 @@ def same(a: View, b: View) -> bool:
     # Of what has no coordinates nobody knows where it is the same.
     if a.of is not b.of or a.use is not b.use or len(a.axes) != len(b.axes) or a.lost or b.lost:
         return False
-    flags = ("product", "bad", "imaginary", "picks", "summed", "shared", "scaled")
+    flags = ("product", "bad", "imaginary", "summed", "shared", "scaled")
     if any(getattr(a, name) != getattr(b, name) for name in flags) or a.torn_at() != b.torn_at():
         return False
     places: dict[tuple[int, int], Dim] = {}
@@ -173,7 +173,10 @@ def same(a: View, b: View) -> bool:
     places_differ = any((x.lo, x.hi) != (y.lo, y.hi) for x, y in zip(a.axes, b.axes, strict=True))
     if places_differ or (len(a.masks), len(a.holes)) != (len(b.masks), len(b.holes)):
         return False
-    return all(map(Named.equals, (*a.coords, *a.masks, *a.holes), (*b.coords, *b.masks, *b.holes)))
+    if [axis for axis, _ in a.picks] != [axis for axis, _ in b.picks]:
+        return False
+    arrays = [(*view.coords, *view.masks, *view.holes, *(at for _, at in view.picks)) for view in (a, b)]
+    return all(map(Named.equals, *arrays))
 
 
 def by_place(view: View, places: dict[tuple[int, int], Dim]) -> View:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.extend.core as jex
 import numpy as np
 
-from optax_gc._infer._arrays import Dim, UnfollowedError, apart, blank
+from optax_gc._infer._arrays import LIMIT, Dim, Dims, Named, UnfollowedError, blank, size_of
 from optax_gc._infer._constants import literal
 from optax_gc._infer._equation import (
     Equation,
@@ -26,7 +25,8 @@ from optax_gc._infer._equation import (
     references,
     shape_of,
 )
-from optax_gc._infer._names import ALWAYS
+from optax_gc._infer._names import ALWAYS, CONTRACTIONS
+from optax_gc._infer._reads import Reads, is_whole, may_be_added, may_mix_entries
 from optax_gc._infer._results import completed, without_views
 from optax_gc._infer._uses import Mark, Param, Tier, Use
 from optax_gc._infer._values import Level, Value, facts_of, level_behind, level_of
@@ -56,6 +56,9 @@ class Group:
 
 ELEMENT = "meets the data elementwise"
 BY_PARAMETER = "multiplied by another parameter before it meets the data"
+POOLED = "added up after its product"
+HIDDEN_IN = "meets the data in a form that is not followed"
+IN_PART = "added up after a part of it was read"
 UNFINISHED = "added to what an operation that is not followed made of it"
 
 
@@ -80,8 +83,8 @@ class Walk:
         self.remarks: list[Remark] = []
         self.products: dict[Use, View] = {}
         self.ended: dict[Use | None, None] = {}
-        self._settled: dict[Use | None, None] = {}
-        self._read: dict[Mark, None] = {}
+        self.reads = Reads()
+        self._choices = 0  # that the data have made
         self.written: frozenset[Param | Mark] = frozenset()  # through references
 
     def jaxpr(self, jaxpr: Any, ins: Sequence[Value]) -> list[Value]:
@@ -120,6 +123,8 @@ class Walk:
         name = eqn.primitive.name
         if name not in ALWAYS and references(eqn):
             return referring(self, eqn, ins)
+        if name in CONTRACTIONS:
+            self._hide(ins)
         rule = self._rules.get(name)
         # What has no elements holds nothing, whatever it is made of.
         if name not in ALWAYS and (
@@ -149,7 +154,7 @@ class Walk:
                     log.popitem()
 
     def _logs(self) -> tuple[list[Any] | dict[Any, Any], ...]:
-        return self.groups, self.remarks, self.products, self.ended, self._settled, self._read
+        return self.groups, self.remarks, self.products, self.ended, *self.reads.logs()
 
     # What becomes of views.
 
@@ -186,7 +191,7 @@ class Walk:
         beside: list[View] = []
         for view in views:
             if isinstance(view.of, Mark):
-                self.read(view.of)
+                self._read(view)
                 beside.append(view)
             elif view.bad or not (view.product or (view.scaled and not view.bent)):
                 self.refuse([view], reason)
@@ -196,8 +201,10 @@ class Walk:
                 self.ended[view.use] = None
                 together[view.of, view.stopped].append(view)
         for (param, _), group in together.items():
-            if len({view.use for view in group}) == 1 and not self.aside and _is_whole(group, param):
-                self._settled[group[0].use] = None
+            # What passes no gradient on is read for no unit.
+            if len({view.use for view in group}) == 1 and not self.aside and not group[0].stopped:
+                use = group[0].use
+                self.reads.product(use, is_whole(group, self.products.get(use) if use else None, param))
             self._judged(param, group, beside)
 
     def read_by_data(self, views: Sequence[View], same: Sequence[int]) -> None:
@@ -215,8 +222,11 @@ class Walk:
 
     def _judged(self, param: Param, group: list[View], beside: Sequence[View] = ()) -> None:
         followed = [view for view in group if not view.lost]
-        if len(followed) < len(group) and (len({view.use for view in group}) > 1 or _may_mix_entries(group, param)):
+        several = len({view.use for view in group}) > 1
+        if len(followed) < len(group) and (several or may_mix_entries(group, param)):
             self.refuse(group, UNFINISHED)
+        elif several and any(self.reads.in_part(view.use) for view in group):
+            self.refuse(group, IN_PART)
         elif followed:
             self.groups.append(Group(param, followed, beside))
 
@@ -224,7 +234,7 @@ class Walk:
         """The views end in a use that gives no axes."""
         for view in views:
             if isinstance(view.of, Mark):
-                self.read(view.of)
+                self._read(view)
                 continue
             self.ended[view.use] = None
             tier = view.use.tier if view.product and view.use else self.tier(view)
@@ -236,6 +246,14 @@ class Walk:
         """The views end in numbers that say nothing of axes."""
         for view in views:
             self.remark(view, Tier.SUMMARY, "")
+
+    def _hide(self, ins: Sequence[Value]) -> None:
+        """What was made of params in a way that is not followed meets the data."""
+        made = [value for value in ins if value.level == Level.WEIGHT and not value.views]
+        if made and level_of(ins) == Level.DATA:
+            tier = Tier.BACKWARD if self.backward else Tier.NO_GRADIENT if self.aside else Tier.WITH_DATA
+            hidden = {of: None for value in made for of in value.hidden if isinstance(of, Param)}
+            self.remarks += [Remark(of, tier, HIDDEN_IN, self.trail) for of in hidden]
 
     def remark(self, view: View, tier: Tier, reason: str) -> None:
         if isinstance(view.of, Param):
@@ -256,8 +274,7 @@ class Walk:
             if not self.is_settled(view):
                 together[view.of].append(view)
         for of, group in together.items():
-            lost = isinstance(of, Param) and any(self._may_be_added(view, len(group) > 1) for view in group)
-            if lost:
+            if isinstance(of, Param) and may_be_added(group):
                 self.refuse(group, f"a batch of products enters {eqn.name}")
                 continue
             on += self.judged_on(group, out)
@@ -272,39 +289,20 @@ class Walk:
         one_each = {(view.use, view.stopped): view for view in group}.values()
         return [view.lose(out) for view in one_each]
 
-    def _may_be_added(self, view: View, beside_others: bool) -> bool:
-        visible = view.visible()
-        left = {dim for dim in view.varying() - view.summed if dim.size > 1}
-        in_part = view.masks or view.holes or any(tear.dims for tear in view.torn) or any(a.padded for a in view.axes)
-        return bool(left & view.shared or left - visible or (beside_others and in_part)) or view.is_placed()
-
-    def read(self, mark: Mark) -> None:
-        if not self.aside:
-            self._read[mark] = None
-
-    def was_read(self, mark: Mark) -> bool:
-        return mark in self._read
+    def _read(self, view: View) -> None:
+        if not (self.aside or view.stopped):
+            self.reads.mark(view)
 
     def is_settled(self, view: View) -> bool:
-        """Whether the product is known to be a sum of its own, so that what it is added to does not matter."""
-        return view.use in self._settled
+        return self.reads.settled([view.use])
 
-    def all_unsettled(self, value: Value) -> bool:
-        return self._settled.keys().isdisjoint(value.uses)
-
-
-def _is_whole(group: Sequence[View], param: Param) -> bool:
-    """Whether views of one product have all of its batch: what becomes of other entries is still open."""
-    batch = [a for a in (group[0].use.shares if group[0].use else ()) if param.shape[a] > 1]
-    return not batch or any(
-        not view.lost and all(len(np.unique(view.coords[a].data)) == param.shape[a] for a in batch) for view in group
-    )
-
-
-def _may_mix_entries(group: Sequence[View], param: Param) -> bool:
-    """Whether views of a batch of products lie at one place: they may be different entries of it."""
-    batch = any(param.shape[a] > 1 for view in group if view.use for a in view.use.shares)
-    return batch and not all(apart(a.axes, b.axes) for a, b in itertools.combinations(group, 2))
+    def choice(self, dims: Dims) -> Named:
+        """Numbers for the positions that the data choose now, one for each along some dims: no two are the same."""
+        first, size = self._choices, size_of(dims)
+        if size > LIMIT:
+            raise UnfollowedError("is indexed along too many of its axes at once")
+        self._choices += size
+        return Named(dims, np.arange(first, first + size).reshape([dim.size for dim in dims]))
 
 
 def unknown(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from optax_gc._infer._arrays import LIMIT, Axis, Dim, blank
-from optax_gc._infer._equation import Equation, Shape
+from optax_gc._infer._equation import Equation, Shape, applies
 from optax_gc._infer._maths import cheap_numbers
 from optax_gc._infer._pieces import numbers
 from optax_gc._infer._uses import Mark
@@ -54,7 +54,7 @@ def scatter(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     operand, index, update = ins
     form = eqn["dimension_numbers"]
     at = _fixed(index, level_of(ins))
-    if at is None:
+    if at is None or applies(eqn.eqn):
         return unknown(walk, eqn, ins)
     inserted = frozenset((*form.inserted_window_dims, *form.operand_batching_dims))
     own = tuple(form.update_window_dims)

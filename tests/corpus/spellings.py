@@ -1043,6 +1043,25 @@ CASES = [
     *STACKS,
     *CLOSED,
     *ENTRIES,
+    *(
+        case(f"a product, and {name} of it, added", lambda x, w, f=f: (y := x @ w) + f(y), _X, w=w("i5 o6"))
+        for name, f in _MIXING.items()
+    ),
+    case(
+        "entries of a batch, written into rows in turn, and added up",
+        lambda x, w: jnp.cumsum(
+            jnp.zeros((4, 6)).at[np.array([0, 2])].set((y := products(x, w))[0]).at[np.array([1, 3])].set(y[1]),
+            0,
+        ),
+        _ENSEMBLE,
+        w=alone("4 5 6"),
+    ),
+    case(
+        "one entry of a batch or another, which an fft adds up",
+        lambda x, w: (y := products(x, w)) is not None and jnp.fft.fft(jnp.where(x[0, 0, 0] > 0, y[0], y[1])).real,
+        _ENSEMBLE,
+        w=w("b4 i5 o6"),
+    ),
     case(
         "a batch of which each entry is read in its way",
         lambda x, w: (y := products(x, w)) is not None and (tanh(y[0]), jax.nn.relu(y[1]), y[2], tanh(y[3]).sum()),

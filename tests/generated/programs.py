@@ -229,6 +229,12 @@ def _masked(make, spec, depth, taint):
     mask = make.numbers.integers(0, 2, size=shape).astype(np.float32)
     # One unit of the parameter is whole, so that each input is one.
     mask[tuple(slice(None) if axis.role == "in" else 0 for axis in spec)] = 1
+    # Of no other is a single position of an input left: it may be the only unit of a parameter.
+    ins = _where(spec, "in")
+    for k in ins:
+        there = mask.any(tuple(t for t in ins if t != k), keepdims=True).sum(k, keepdims=True)
+        if spec[k].size > 1 and mask.shape[k] > 1:
+            mask = np.where(there == 1, np.ones_like(mask), mask)
     if make.chance(0.5):
         return Kernel(lambda env: jnp.where(mask > 0, inner.run(env), 0.0), inner.value * mask)
     return Kernel(lambda env: mask * inner.run(env), inner.value * mask)

@@ -1,0 +1,141 @@
+"""What was read of products and of what loops carry: all of it, or a part, of which the rest is still open."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from optax_gc._infer._arrays import LIMIT, apart, in_order, size_of
+from optax_gc._infer._uses import Mark, Param, Use
+from optax_gc._infer._views import View
+
+
+class _New(NamedTuple):
+    """What was read in a branch."""
+
+    products: list[Use | None]
+    marks: list[Mark]
+
+
+class Reads:
+    """Keeps what was read. A product that was read as a whole stands for itself, and later sums do not count it."""
+
+    def __init__(self) -> None:
+        self._products: dict[Use | None, None] = {}
+        self._marks: dict[Mark, None] = {}
+        self._parts: dict[Use | None, None] = {}
+        self._parts_of_marks: list[tuple[Mark, View | None]] = []  # None: all of it, in some branches
+
+    def logs(self) -> tuple[dict[Any, None] | list[Any], ...]:
+        """What is said later stands behind."""
+        return self._products, self._marks, self._parts, self._parts_of_marks
+
+    def product(self, use: Use | None, whole: bool) -> None:
+        (self._products if whole else self._parts)[use] = None
+
+    def settled(self, uses: Iterable[Use | None]) -> bool:
+        """Whether any of the products is known to be a sum of its own: what it is added to does not matter."""
+        return not self._products.keys().isdisjoint(uses)
+
+    def in_part(self, use: Use | None) -> bool:
+        """Whether a part of the product was read, and not all of it."""
+        return use in self._parts and use not in self._products
+
+    def mark(self, view: View) -> None:
+        """What a loop carries is read, or a part of it."""
+        assert isinstance(view.of, Mark)
+        if view.lost or (not view.masks and _positions(view) >= math.prod(view.of.shape)):
+            self._marks[view.of] = None
+        else:
+            self._parts_of_marks.append((view.of, view))
+
+    def carry(self, mark: Mark) -> bool:
+        """Whether all of what a loop carries was read."""
+        parts = [view for of, view in self._parts_of_marks if of is mark and view]
+        return mark in self._marks or (bool(parts) and _covers(parts, mark.shape))
+
+    def carry_in_part(self, mark: Mark) -> bool:
+        return not self.carry(mark) and any(of is mark for of, _ in self._parts_of_marks)
+
+    def counts(self) -> tuple[int, int]:
+        return len(self._products), len(self._marks)
+
+    def taken_back(self, counts: tuple[int, int]) -> _New:
+        """What was read since there were so many, which is forgotten."""
+        products = [self._products.popitem()[0] for _ in range(len(self._products) - counts[0])]
+        marks = [self._marks.popitem()[0] for _ in range(len(self._marks) - counts[1])]
+        return _New(products[::-1], marks[::-1])
+
+    def in_branches(self, branches: Sequence[_New]) -> None:
+        """Of branches of which one is taken, what not all of them read is read in part."""
+        for use in dict.fromkeys(use for new in branches for use in new.products):
+            self.product(use, all(use in new.products for new in branches))
+        for mark in dict.fromkeys(mark for new in branches for mark in new.marks):
+            if all(mark in new.marks for new in branches):
+                self._marks[mark] = None
+            else:
+                self._parts_of_marks.append((mark, None))
+
+
+def is_whole(group: Sequence[View], start: View | None, param: Param) -> bool:
+    """Whether views of one product are all of it, and of its batch.
+
+    Args:
+      group: the views.
+      start: the product as it began.
+      param: its parameter.
+    """
+    whole = [view for view in group if not view.is_pooled()]
+    if start is None:
+        return bool(whole)
+    hidden = len(start.masks) + len(start.holes)
+    whole = [view for view in whole if not view.lost and len(view.masks) + len(view.holes) <= hidden]
+    batch = [a for a in start.use.shares if param.shape[a] > 1] if start.use else []
+    every = all(any(len(np.unique(view.coords[a].data)) == param.shape[a] for view in whole) for a in batch)
+    return every and sum(map(_positions, whole)) >= _positions(start)
+
+
+def may_mix_entries(group: Sequence[View], param: Param) -> bool:
+    """Whether views of a batch of products lie at one place: they may be different entries of it."""
+    batch = any(param.shape[a] > 1 for view in group if view.use for a in view.use.shares)
+    return batch and not all(apart(a.axes, b.axes) for a, b in itertools.combinations(group, 2))
+
+
+def may_be_added(group: Sequence[View]) -> bool:
+    """Whether what is not followed may add up units of views that are not complete."""
+    # Views of several operands lie on axes of their own.
+    if len({tuple(axis.length for axis in view.axes) for view in group}) > 1:
+        return True
+    return any(_is_batch(view) or (len(group) > 1 and _is_in_part(view)) for view in group)
+
+
+def _is_batch(view: View) -> bool:
+    left = {dim for dim in view.varying() - view.summed if dim.size > 1}
+    return bool(left & (view.shared | view.grouped) or left - view.visible()) or view.is_placed()
+
+
+def _is_in_part(view: View) -> bool:
+    hidden = view.masks or view.holes or any(tear.dims for tear in view.torn)
+    return bool(hidden) or any(axis.padded for axis in view.axes)
+
+
+def _positions(view: View) -> int:
+    return size_of(view.varying())
+
+
+def _covers(parts: Sequence[View], shape: tuple[int, ...]) -> bool:
+    """Whether parts of what a loop carries are all of it together."""
+    if max(math.prod(shape), *map(_positions, parts)) > LIMIT:
+        return False
+    there = np.zeros(shape, bool)
+    for view in parts:
+        dims = in_order(view.varying())
+        valid = functools.reduce(np.logical_and, (mask.over(dims) for mask in view.masks), np.True_)
+        at = np.broadcast_to(valid, [dim.size for dim in dims])
+        there[tuple(coord.over(dims)[at] for coord in view.coords)] = True
+    return bool(there.all())

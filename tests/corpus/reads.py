@@ -1,0 +1,301 @@
+"""Products of which a part is read, or that are read at some steps only: the rest is still added up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from corpus._leaves import alone, case, conv, sharded, spelled, tokens, w, x_
+
+tanh, relu = jnp.tanh, jax.nn.relu
+K, R, IN, OUT = 2, 3, 5, 4
+_ENTRIES = x_(K, R, IN)
+_W = "5 4"
+_ZERO = jnp.zeros((R, OUT))
+_DATA = tokens()
+
+
+def _products(x: jax.Array, w: jax.Array) -> jax.Array:
+    return jax.vmap(jnp.matmul)(x, w)
+
+
+def _swapped_gate(x: jax.Array, w: jax.Array) -> jax.Array:
+    a, b = x[0] @ w[0], x[1] @ w[1]
+    gate = jax.nn.sigmoid(a[:, :2])
+    return gate * tanh(a[:, 2:] + b[:, 2:])
+
+
+_IN_PART: dict[str, Any] = {
+    "outputs of one": lambda y: (tanh(y[:, :, :1]), y[0, :, 1:] + y[1, :, 1:]),
+    "what a mask leaves": lambda y: (
+        tanh(jnp.where(np.array([True, False])[:, None, None], y, 0.0)),
+        y[0] + y[1],
+    ),
+    "without a gradient": lambda y: (y[0] + y[1]) / jnp.abs(lax.stop_gradient(y)).max(),
+}
+_IN_A_BRANCH: dict[str, Any] = {
+    "both, added": lambda y, i: (lambda z: z[0] + z[1])(lax.cond(i > 0, tanh, lambda v: v, y)),
+    "each in one": lambda y, i: lax.cond(i > 0, lambda: tanh(y[0]) + tanh(y[1]), lambda: y[0] + y[1]),
+    "each in the other": lambda y, i: lax.cond(i > 0, lambda: y[0] + y[1], lambda: tanh(y[0]) + tanh(y[1])),
+}
+
+
+def _last_step(f: Any) -> Any:
+    return lambda x, w: lax.fori_loop(0, K, lambda k, c: f(k, c + x[k] @ w[k]), _ZERO)
+
+
+_AT_THE_END: dict[str, Any] = {
+    "cond": _last_step(lambda k, c: lax.cond(k == K - 1, tanh, lambda v: v, c)),
+    "where": _last_step(lambda k, c: jnp.where(k == K - 1, relu(c), c)),
+    "another carry": lambda x, w: lax.fori_loop(
+        0,
+        K,
+        lambda k, s: (c := s[0] + x[k] @ w[k]) is not None and (c, lax.cond(k == K - 1, tanh, lambda _: s[1], c)),
+        (_ZERO, _ZERO),
+    )[1],
+    "what it gives": lambda x, w: lax.scan(
+        lambda c, a: (c := c + a[1] @ a[2]) is not None and (c, lax.cond(a[0] == K - 1, tanh, jnp.zeros_like, c)),
+        _ZERO,
+        (jnp.arange(K), x, w),
+    )[1][-1],
+}
+_IN_PART_OF_A_CARRY: dict[str, Any] = {
+    "a row": lambda x, w: lax.scan(lambda c, a: (c + a[0] @ a[1], tanh(c[0])), _ZERO, (x, w)),
+    "an output": lambda x, w: lax.scan(lambda c, a: (c + a[0] @ a[1], tanh(c[:, 0])), _ZERO, (x, w)),
+    "without a gradient": lambda x, w: (lambda out: out[0] / out[1].max())(
+        lax.scan(
+            lambda c, a: (c := c + a[0] @ a[1]) is not None and (c, jnp.abs(lax.stop_gradient(c)).max()),
+            _ZERO,
+            (x, w),
+        )
+    ),
+}
+
+
+def _outputs_in_a_loop(x: jax.Array, w: jax.Array) -> jax.Array:
+    y = x[0] @ w[0]
+    return lax.fori_loop(0, OUT, lambda o, c: c + y[:, o], jnp.zeros(R)) + (x[1] @ w[1]).sum(1)
+
+
+_CHOSEN: dict[str, Any] = {
+    "two entries": lambda y, i: y[i[0]] + y[i[1]],
+    "a list of them": lambda y, i: (lambda z: z[0] + z[1])(y[i]),
+    "two slices": lambda y, i: sum(lax.dynamic_index_in_dim(y, i[k], 0, False) for k in range(2)),
+    "stacked": lambda y, i: jnp.stack([y[i[0]], y[i[1]]]).sum(0),
+    "in a loop": lambda y, i: lax.map(lambda k: y[k], i).sum(0),
+}
+_ROUTED: dict[str, Any] = {
+    "differences": lambda y: y[1:] - y[:-1],
+    "odd and even": lambda y: y[::2] + y[1::2],
+    "rolled": lambda y: y + jnp.roll(y, 1, 0),
+    "sum": lambda y: y.sum(0),
+    "cumsum": lambda y: jnp.cumsum(y, 0),
+    "product with ones": lambda y: jnp.ones(6) @ y,
+    "segment_sum": lambda y: jax.ops.segment_sum(y, np.array([0, 1, 0, 1, 0, 1]), 2),
+    "first and last": lambda y: y[0] + y[-1],
+}
+_ROUTES: dict[str, Any] = {
+    "vmap": lambda x, e, w: jax.vmap(lambda a, k: a @ w[k])(x, e),
+    "map": lambda x, e, w: lax.map(lambda a: a[0] @ w[a[1]], (x, e)),
+    "scan": lambda x, e, w: lax.scan(lambda c, a: (c, a[0] @ w[a[1]]), 0, (x, e))[1],
+}
+
+
+def _combined(x: jax.Array, e: jax.Array, s: jax.Array, w: jax.Array) -> jax.Array:
+    return lax.fori_loop(0, 6, lambda t, b: b.at[s[t]].add(x[t] @ w[e[t]]), jnp.zeros((3, OUT)))
+
+
+_GROUPS = [[0], [1]]
+_DEPTHWISE: dict[str, Any] = {
+    "sum": lambda y: y.sum(-1),
+    "mean": lambda y: y.mean(-1),
+    "product with ones": lambda y: y @ jnp.ones((6, 1)),
+    "convolution with ones": lambda y: _conv(y, jnp.ones((1, 1, 6, 1))),
+    "read": lambda y: tanh(y.sum(-1)),
+    "in halves": lambda y: y.reshape(2, 8, 7, 2, 3).sum(-1),
+}
+
+
+def _conv(x: jax.Array, kernel: jax.Array, groups: int = 1) -> jax.Array:
+    form = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=form, feature_group_count=groups)
+
+
+def _norm(y: jax.Array) -> jax.Array:
+    mean = y.mean(-1, keepdims=True)
+    return (y - mean) * lax.rsqrt((y * y).mean(-1, keepdims=True) - mean * mean + 1e-5)
+
+
+def _slow_norm(y: jax.Array) -> jax.Array:
+    y = y - y.mean(-1, keepdims=True)
+    return y * lax.rsqrt((y * y).mean(-1, keepdims=True) + 1e-5)
+
+
+CASES = [
+    *spelled("read in part", {"a gate of one, and a sum": _swapped_gate}, _ENTRIES, w=alone(f"2 {_W}")),
+    *spelled(
+        "read in part",
+        {name: lambda x, w, f=f: f(_products(x, w)) for name, f in _IN_PART.items()},
+        _ENTRIES,
+        w=alone(f"2 {_W}"),
+    ),
+    case(
+        "read in part: a diagonal",
+        lambda x, w: (
+            (y := jnp.einsum("khri,khio->khro", x, w)) is not None
+            and (tanh(y[np.arange(2), np.arange(2)]), y[0, 1] + y[1, 0])
+        ),
+        x_(2, 2, R, IN),
+        w=alone(f"2 2 {_W}"),
+    ),
+    *spelled(
+        "read in a branch",
+        {name: lambda x, i, w, f=f: f(_products(x, w), i) for name, f in _IN_A_BRANCH.items()},
+        [_ENTRIES, _DATA],
+        w=alone(f"2 {_W}"),
+    ),
+    case(
+        "read at the first step",
+        lambda x, w: lax.scan(
+            lambda c, a: (c + lax.cond(a[0] == 0, relu, lambda v: v, a[1] @ a[2]), None),
+            _ZERO,
+            (jnp.arange(3), x, w),
+        )[0],
+        x_(3, R, IN),
+        w=alone(f"3 {_W}"),
+    ),
+    *spelled("read at the last step", _AT_THE_END, _ENTRIES, w=w("i2 i5 o4", f"2 {_W}")),
+    *spelled("a carry read in part", _IN_PART_OF_A_CARRY, _ENTRIES, w=w("i2 i5 o4", f"2 {_W}")),
+    case("outputs added up in a loop, and more", _outputs_in_a_loop, _ENTRIES, w=w("i2 i5 o4", f"2 {_W}")),
+    *spelled(
+        "entries that the data choose, added",
+        {name: lambda x, i, w, f=f: f(_products(x, w), i) for name, f in _CHOSEN.items()},
+        [_ENTRIES, tokens(2)],
+        w=alone(f"2 {_W}"),
+    ),
+    *(
+        each
+        for how, route in _ROUTES.items()
+        for each in spelled(
+            f"experts chosen by {how}, added",
+            {name: lambda x, e, w, f=f, route=route: f(route(x, e, w)) for name, f in _ROUTED.items()},
+            [x_(6, IN), tokens(6)],
+            w=alone(f"2 {_W}"),
+        )
+    ),
+    *spelled(
+        "experts chosen, read",
+        {name: lambda x, e, w, route=route: tanh(route(x, e, w)) for name, route in _ROUTES.items()},
+        [x_(6, IN), tokens(6)],
+        w=w("b2 i5 o4"),
+    ),
+    case(
+        "experts chosen in a loop that combines them", _combined, [x_(6, IN), tokens(6), tokens(6)], w=alone(f"2 {_W}")
+    ),
+    *spelled(
+        "rows of a ragged product, added",
+        {name: lambda x, g, w, f=f: f(lax.ragged_dot(x, w, g)) for name, f in _ROUTED.items()},
+        [x_(6, IN), tokens(2)],
+        w=alone(f"2 {_W}"),
+    ),
+    *spelled(
+        "negated in place, added",
+        {
+            "products": lambda x, w: (x[0] @ w[0]).at[0].apply(jnp.negative) + (x[1] @ w[1]).at[1:].apply(jnp.negative),
+            "weights": lambda x, w: (v := w.at[0].apply(jnp.negative)) is not None and x[0] @ v[0] + x[1] @ v[1],
+        },
+        _ENTRIES,
+        w=w("i2 i5 o4", f"2 {_W}"),
+    ),
+    case(
+        "a product as the padding of another",
+        lambda x, w: lax.pad(jnp.zeros((R - 1, OUT)), (x[0] @ w[0])[0, 0], ((1, 0, 0), (0, 0, 0))) + x[1] @ w[1],
+        _ENTRIES,
+        w=w("i2 i5 o4", f"2 {_W}"),
+    ),
+    *spelled(
+        "one of a stack, and its mean",
+        {
+            "mean": lambda x, w: (tanh(x @ w[0]), x @ w.mean(0)),
+            "sum": lambda x, w: (tanh(x @ w[0]), x @ w.sum(0)),
+            "half of two": lambda x, w: (tanh(x @ w[0]), x @ ((w[0] + w[1]) / 2)),
+        },
+        x_(R, IN),
+        w=alone(f"2 {_W}"),
+    ),
+    *spelled(
+        "a product written over rows of another where the data choose",
+        {
+            "set": lambda x, i, w: (x @ w[0]).at[i].set(x[0] @ w[1]),
+            "add": lambda x, i, w: (x @ w[0]).at[i].add(x[0] @ w[1]),
+            "a number": lambda x, i, w: (x @ w[0]).at[i, 0].set((x[0] @ w[1])[0]),
+        },
+        [x_(R, IN), _DATA],
+        w=alone(f"2 {_W}"),
+    ),
+    *spelled(
+        "channels of a depthwise convolution added up",
+        {name: lambda x, k, f=f: f(_conv(x, k, 6)) for name, f in _DEPTHWISE.items()},
+        x_(2, 8, 7, 6),
+        k=alone("3 3 1 6"),
+    ),
+    case(
+        "a convolution, channel by channel",
+        lambda x, w: jax.vmap(lambda k: jax.vmap(lambda z, v: jnp.convolve(z, v, "same"))(x, k).sum(0))(w),
+        x_(6, 20),
+        w=alone("5 6 3"),
+    ),
+    *spelled(
+        "groups of a convolution added up",
+        {
+            "sum": lambda x, k: _conv(x, k, 3).reshape(2, 8, 7, 3, 4).sum(3),
+        },
+        x_(2, 8, 7, 6),
+        k=alone("3 3 2 12"),
+    ),
+    *spelled(
+        "a depthwise convolution and a norm of its channels",
+        {
+            "in one pass": lambda x, k: _norm(_conv(x, k, 6)),
+            "in two passes": lambda x, k: _slow_norm(_conv(x, k, 6)),
+            "of groups": lambda x, k: _norm(_conv(x, k, 6).reshape(2, 8, 7, 2, 3)),
+        },
+        x_(2, 8, 7, 6),
+        k=conv("i3 i3 i1 o6"),
+    ),
+    *spelled(
+        "groups of devices",
+        {
+            "psum": lambda x, w: sharded(
+                lambda x, w: lax.psum(x @ w[0], "model", axis_index_groups=_GROUPS)[None],
+                (P(), P("model")),
+                P("model"),
+                check_vma=False,
+            )(x, w),
+        },
+        x_(R, IN),
+        w=alone(f"2 {_W}"),
+    ),
+    *spelled(
+        "a factor that heads share",
+        {
+            "broadcast": lambda x, a, b: jnp.einsum("bhi,hio->bho", x, a @ jnp.broadcast_to(b, (3, 2, 5))),
+            "repeated": lambda x, a, b: jnp.einsum("bhi,hio->bho", x, a @ jnp.repeat(b[None], 3, 0)),
+        },
+        x_(4, 3, 6),
+        a=alone("3 6 2"),
+        b=alone("2 5"),
+    ),
+    case(
+        "a factor that layers share",
+        lambda x, a, b: lax.scan(lambda h, v: (tanh(h @ v), None), x, a @ jnp.tile(b[None], (3, 1, 1)))[0],
+        x_(4, 6),
+        a=alone("3 6 2"),
+        b=alone("2 6"),
+    ),
+]
