@@ -561,3 +561,14 @@ def test_a_scope_with_commas_in_its_name_is_no_einsum():
             return x
 
     assert infer_axes(fn, spec(5, 6), spec(2, 5), spec(6, 3))[""] == WeightAxes((0,), (1,))
+
+
+def test_a_long_program_needs_no_deep_stack():
+    def fn(table, tokens):
+        rows = jax.nn.one_hot(tokens, 7)
+        for _ in range(1500):
+            rows = 1.5 * rows
+        return rows @ table
+
+    plan = infer_axes(fn, spec(7, 3), jax.ShapeDtypeStruct((5,), jnp.int32))
+    assert "lookup table" in plan.why[""]

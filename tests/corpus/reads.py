@@ -292,6 +292,21 @@ CASES = [
         b=alone("2 5"),
     ),
     case(
+        "outputs that are mixed, and added up by an fft",
+        lambda x, w: (y := x @ w) is not None and jnp.fft.fft(y + y[:, ::-1]).real,
+        x_(R, IN),
+        w=w("i5 o4"),
+    ),
+    case(
+        "a carry that is read in two parts",
+        lambda x, w, u: lax.scan(
+            lambda c, a: (jnp.concatenate([tanh(c[:, 2:] + a @ u), c[:, 2:] * tanh(c[:, :2])], 1), None), x[0] @ w, x
+        )[0],
+        x_(K, R, IN),
+        w=w("i5 o4"),
+        u=w("i5 o2"),
+    ),
+    case(
         "a factor that layers share",
         lambda x, a, b: lax.scan(lambda h, v: (tanh(h @ v), None), x, a @ jnp.tile(b[None], (3, 1, 1)))[0],
         x_(4, 6),
