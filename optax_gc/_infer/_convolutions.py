@@ -69,9 +69,8 @@ def _in_groups(view: View, out: int, groups: int) -> tuple[View, frozenset[Dim]]
     sizes = [axis.length for axis in view.axes]
     cut = reshape(view, (*sizes[:out], groups, sizes[out] // groups, *sizes[out + 1 :]))
     first, rest = cut.axes[out : out + 2]
-    return cut.replace(axes=(*cut.axes[:out], Axis((*first.dims, *rest.dims)), *cut.axes[out + 2 :])), frozenset(
-        cut.on([out])
-    )
+    whole = Axis((*first.dims, *rest.dims), first.lo * rest.inner, first.hi * rest.inner)
+    return cut.replace(axes=(*cut.axes[:out], whole, *cut.axes[out + 2 :])), frozenset(first.dims)
 
 
 RULES: dict[str, Rule] = {"conv_general_dilated": conv_general_dilated}

@@ -37,6 +37,7 @@ _IN_PART: dict[str, Any] = {
         y[0] + y[1],
     ),
     "without a gradient": lambda y: (y[0] + y[1]) / jnp.abs(lax.stop_gradient(y)).max(),
+    "without a gradient, before": lambda y: (lambda most: (y[0] + y[1]) / most)(jnp.abs(lax.stop_gradient(y)).max()),
 }
 _IN_A_BRANCH: dict[str, Any] = {
     "both, added": lambda y, i: (lambda z: z[0] + z[1])(lax.cond(i > 0, tanh, lambda v: v, y)),
@@ -257,6 +258,12 @@ CASES = [
         },
         x_(2, 8, 7, 6),
         k=alone("3 3 2 12"),
+    ),
+    case(
+        "a depthwise convolution by a kernel that lacks a channel",
+        lambda x, k: tanh(_conv(x, jnp.pad(k, ((0, 0), (0, 0), (0, 0), (1, 0))), 6).reshape(2, 8, 7, 2, 3)),
+        x_(2, 8, 7, 6),
+        k=conv("i3 i3 i1 o5"),
     ),
     *spelled(
         "a depthwise convolution and a norm of its channels",
