@@ -245,7 +245,8 @@ def _disjoint(a: View, b: View) -> bool:
 
 def _outputs(view: View) -> Hashable:
     """Where the units are, and which outputs of the parameter."""
-    arrays = [array for array in (*view.coords, *view.masks) if array.dims and view.summed.isdisjoint(array.dims)]
+    arrays = [coord for coord in view.coords if coord.dims and view.summed.isdisjoint(coord.dims)]
+    arrays += [mask for mask in view.masks if mask.dims]
     one = [(a, int(view.coords[a].data)) for a in (view.use.outputs if view.use else ()) if not view.coords[a].dims]
     return region(view.axes), tuple(array.key() for array in arrays), frozenset(one)
 

@@ -28,23 +28,18 @@ class Reads:
     def __init__(self) -> None:
         self._products: dict[Use | None, None] = {}
         self._marks: dict[Mark, None] = {}
-        self._parts: dict[Use | None, None] = {}
-        self._parts_of_marks: list[tuple[Mark, View | None]] = []  # None: all of it, in some branches
+        self._parts: list[tuple[Mark, View | None]] = []  # None: all of it, in some branches
 
     def logs(self) -> tuple[dict[Any, None] | list[Any], ...]:
         """What is said later stands behind."""
-        return self._products, self._marks, self._parts, self._parts_of_marks
+        return self._products, self._marks, self._parts
 
-    def product(self, use: Use | None, whole: bool) -> None:
-        (self._products if whole else self._parts)[use] = None
+    def product(self, use: Use | None) -> None:
+        self._products[use] = None
 
     def settled(self, uses: Iterable[Use | None]) -> bool:
         """Whether any of the products is known to be a sum of its own: what it is added to does not matter."""
         return not self._products.keys().isdisjoint(uses)
-
-    def in_part(self, use: Use | None) -> bool:
-        """Whether a part of the product was read, and not all of it."""
-        return use in self._parts and use not in self._products
 
     def mark(self, view: View) -> None:
         """What a loop carries is read, or a part of it."""
@@ -52,15 +47,15 @@ class Reads:
         if view.lost or (not view.masks and _positions(view) >= math.prod(view.of.shape)):
             self._marks[view.of] = None
         else:
-            self._parts_of_marks.append((view.of, view))
+            self._parts.append((view.of, view))
 
     def carry(self, mark: Mark) -> bool:
         """Whether all of what a loop carries was read."""
-        parts = [view for of, view in self._parts_of_marks if of is mark and view]
+        parts = [view for of, view in self._parts if of is mark and view]
         return mark in self._marks or (bool(parts) and _covers(parts, mark.shape))
 
     def carry_in_part(self, mark: Mark) -> bool:
-        return not self.carry(mark) and any(of is mark for of, _ in self._parts_of_marks)
+        return not self.carry(mark) and any(of is mark for of, _ in self._parts)
 
     def counts(self) -> tuple[int, int]:
         return len(self._products), len(self._marks)
@@ -72,32 +67,25 @@ class Reads:
         return _New(products[::-1], marks[::-1])
 
     def in_branches(self, branches: Sequence[_New]) -> None:
-        """Of branches of which one is taken, what not all of them read is read in part."""
-        for use in dict.fromkeys(use for new in branches for use in new.products):
-            self.product(use, all(use in new.products for new in branches))
+        """Of branches of which one is taken, what not all of them read may not be read."""
+        for use in branches[0].products:
+            if all(use in new.products for new in branches):
+                self.product(use)
         for mark in dict.fromkeys(mark for new in branches for mark in new.marks):
             if all(mark in new.marks for new in branches):
                 self._marks[mark] = None
             else:
-                self._parts_of_marks.append((mark, None))
+                self._parts.append((mark, None))
 
 
-def is_whole(group: Sequence[View], start: View | None, param: Param) -> bool:
-    """Whether views of one product are all of it, and of its batch.
-
-    Args:
-      group: the views.
-      start: the product as it began.
-      param: its parameter.
-    """
+def is_whole(group: Sequence[View], start: View | None) -> bool:
+    """Whether views of one product are all of it, and of its batch, as it began."""
     whole = [view for view in group if not view.is_pooled()]
     if start is None:
         return bool(whole)
     hidden = len(start.masks) + len(start.holes)
     whole = [view for view in whole if not view.lost and len(view.masks) + len(view.holes) <= hidden]
-    batch = [a for a in start.use.shares if param.shape[a] > 1] if start.use else []
-    every = all(any(len(np.unique(view.coords[a].data)) == param.shape[a] for view in whole) for a in batch)
-    return every and sum(map(_positions, whole)) >= _positions(start)
+    return sum(map(_positions, whole)) >= _positions(start)
 
 
 def may_mix_entries(group: Sequence[View], param: Param) -> bool:

@@ -204,7 +204,8 @@ class Walk:
             # What passes no gradient on is read for no unit.
             if len({view.use for view in group}) == 1 and not self.aside and not group[0].stopped:
                 use = group[0].use
-                self.reads.product(use, is_whole(group, self.products.get(use) if use else None, param))
+                if is_whole(group, self.products.get(use) if use else None):
+                    self.reads.product(use)
             self._judged(param, group, beside)
 
     def read_by_data(self, views: Sequence[View], same: Sequence[int]) -> None:
@@ -225,8 +226,6 @@ class Walk:
         several = len({view.use for view in group}) > 1
         if len(followed) < len(group) and (several or may_mix_entries(group, param)):
             self.refuse(group, UNFINISHED)
-        elif several and any(self.reads.in_part(view.use) for view in group):
-            self.refuse(group, IN_PART)
         elif followed:
             self.groups.append(Group(param, followed, beside))
 

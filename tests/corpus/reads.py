@@ -104,6 +104,9 @@ _ROUTES: dict[str, Any] = {
     "vmap": lambda x, e, w: jax.vmap(lambda a, k: a @ w[k])(x, e),
     "map": lambda x, e, w: lax.map(lambda a: a[0] @ w[a[1]], (x, e)),
     "scan": lambda x, e, w: lax.scan(lambda c, a: (c, a[0] @ w[a[1]]), 0, (x, e))[1],
+    "chunks": lambda x, e, w: lax.map(
+        lambda a: jnp.einsum("ti,tio->to", a[0], w[a[1]]), (x.reshape(2, 3, IN), e.reshape(2, 3))
+    ).reshape(6, OUT),
 }
 
 
@@ -172,6 +175,20 @@ CASES = [
     ),
     *spelled("read at the last step", _AT_THE_END, _ENTRIES, w=w("i2 i5 o4", f"2 {_W}")),
     *spelled("a carry read in part", _IN_PART_OF_A_CARRY, _ENTRIES, w=w("i2 i5 o4", f"2 {_W}")),
+    case(
+        "sums of neighbours that a loop puts in their places",
+        lambda x, w: (
+            (v := [x[k] @ w[k] for k in range(3)]) is not None
+            and lax.fori_loop(
+                0,
+                3,
+                lambda k, c: c + jax.nn.one_hot(k, 3)[:, None, None] * (jnp.stack(v) + jnp.stack([*v[1:], v[0]]))[k],
+                jnp.zeros((3, R, OUT)),
+            )
+        ),
+        x_(3, R, IN),
+        w=alone(f"3 {_W}"),
+    ),
     case("outputs added up in a loop, and more", _outputs_in_a_loop, _ENTRIES, w=w("i2 i5 o4", f"2 {_W}")),
     *spelled(
         "entries that the data choose, added",
