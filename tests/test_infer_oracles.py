@@ -11,7 +11,7 @@ import pytest
 from generated import Program, batches, jacobian, kind, loops, masks, nested, pairs, placed
 from jax import lax
 
-SEEDS, CHUNK = 40, 20
+SEEDS, CHUNK = 30, 15
 # The seeds that may be left alone although something is an input.
 UNDECIDED = json.loads((pathlib.Path(__file__).parent / "undecided.json").read_text())
 CHUNKS = [(module, start) for module in (jacobian, batches, loops, masks) for start in range(0, SEEDS, CHUNK)]

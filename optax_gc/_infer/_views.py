@@ -143,7 +143,7 @@ class View:
         return view
 
 
-def stored(param: Param, positions: Callable[[int], np.ndarray]) -> View:
+def stored(param: Param, positions: Callable[[int], np.ndarray] = np.arange) -> View:
     """A parameter that nothing has happened to; the positions along a size may be shared."""
     return _identity(param, param.shape, positions)
 
