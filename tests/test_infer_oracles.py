@@ -36,7 +36,7 @@ def test_no_axis_is_wrong_and_what_is_undecided_is_known(module, start):
 
 # Seeds of which each is wrong where a condition on what has met the data is left out.
 RARE_CHAINS = (132, 10401, 10608, 11008, 11340, 11543, 11731, 11944, 12838, 12872, 14989, 15966, 21302)
-RARE_CHAINS += (42065, 42570, 42591, 48695)
+RARE_CHAINS += (42065, 42570, 42591, 48695, 800001713, 900000625)
 
 
 def test_no_axis_of_a_rare_chain_is_wrong():
@@ -55,7 +55,11 @@ def test_no_axis_of_a_chain_of_parameters_is_wrong_and_what_is_undecided_is_know
 
 @pytest.mark.parametrize(
     ("module", "seed"),
-    [(jacobian, 21997), (jacobian, 22098), (loops, 30500397), (loops, 30500497), (nested, 2086), (nested, 2214)],
+    [
+        *((jacobian, seed) for seed in (21997, 22098)),
+        *((loops, seed) for seed in (30500397, 30500497)),
+        *((nested, seed) for seed in (2086, 2214, 820000275)),
+    ],
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_no_axis_of_a_rare_program_is_wrong(module, seed):

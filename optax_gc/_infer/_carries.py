@@ -46,8 +46,11 @@ def without(
 
 
 def unread(views: Sequence[View], shape: Shape) -> list[View]:
-    """What goes on of judged products that may be added to more: one for each parameter, without coordinates."""
-    first = {view.of: view for view in views if isinstance(view.of, Param) and view.product}
+    """What goes on of judged products that may be added to more: one for each parameter, without coordinates.
+
+    What a loop around carries goes on with them, as it may be what they are added to.
+    """
+    first = {view.of: view for view in views if isinstance(view.of, Mark) or view.product}
     return [_as_another(view.lose(shape)) for view in first.values()]
 
 

@@ -256,7 +256,7 @@ def _loop(
     def with_sums(value: Value, i: int, mine: Any) -> Value:
         """Sums on the way that it holds, and that nothing has read, may be added to more."""
         seen = {view.of for view in results[i].views if isinstance(view.of, Mark) and view.of in sums - {mine}}
-        views = [view for mark in seen if not walk.reads.carry(mark) for view in made_of[mark]]
+        views = [v for mark in seen if not walk.reads.carry(mark) for v in made_of[mark] if v.of not in sums]
         return dataclasses.replace(value, views=(*value.views, *unread(views, shape_of(open_jaxpr(body).outvars[i]))))
 
     stacked = [with_sums(value, len(carry) + k, None) for k, value in enumerate(stacked)]

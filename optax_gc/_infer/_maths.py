@@ -132,8 +132,8 @@ def _is_outer(factors: Sequence[Sequence[View]]) -> bool:
 def _stays_unmet(factors: Sequence[tuple[Value, Shape]], out: Shape) -> bool:
     """Whether a product that has not met the data is multiplied by what does not tell all of its entries apart."""
     axes = {t for t, size in enumerate(out) if size > 1}
-    told = any(v.level == Level.DATA and not v.fixed and axes.issubset(_varies_along(v, n)) for v, n in factors)
-    return not told and any(value.fixed for value, _ in factors)
+    told = any(v.level == Level.DATA and not v.unmet and axes.issubset(_varies_along(v, n)) for v, n in factors)
+    return not told and any(value.unmet for value, _ in factors)
 
 
 def _scaled(

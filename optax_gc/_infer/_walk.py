@@ -217,7 +217,7 @@ class Walk:
         none = []
         for view in views:
             repeated = {dim for dim in view.repeated & view.visible() if dim.size > 1}
-            none += [view] if repeated and repeated <= view.on(same) else []
+            none += [view] if repeated & view.on(same) else []
         self.refuse(none, BY_PARAMETER)
         self.close(view for view in views if view not in none)
 

@@ -337,4 +337,25 @@ CASES = [
         a=alone("3 6 2"),
         b=alone("2 6"),
     ),
+    *spelled(
+        "a carry of the loop around, seen in the inner one before it is complete",
+        {
+            "added to": lambda x, d, w: lax.scan(
+                lambda o, a: (lambda c, seen: (d + c, seen[-1]))(
+                    *lax.scan(lambda c, b: (o + b[0] @ b[1], c), jnp.zeros_like(d), (a, w))
+                ),
+                d,
+                x,
+            )[1],
+            "started from": lambda x, d, w: lax.scan(
+                lambda o, a: (lambda c, seen: (o + c, seen[0]))(
+                    *lax.scan(lambda c, b: (d + b[0] @ b[1], c), o, (a, w))
+                ),
+                d,
+                x,
+            )[1],
+        },
+        (x_(3, K, R, IN), x_(R, OUT)),
+        w=alone(f"{K} {_W}"),
+    ),
 ]

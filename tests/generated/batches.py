@@ -487,24 +487,33 @@ def _places(program: Program, linear: Callable[[Any, Args], Any]) -> list[tuple[
 
     Returns nothing where no output does.
     """
+    return places(np.concatenate(supports(program, linear, draws=3 if program.limits else 2)))
+
+
+def places(units: np.ndarray) -> list[tuple[int, int]]:
+    """Returns the same of units, whose entries are bools, (units, *shape)."""
     found = []
-    drawn = np.concatenate(supports(program, linear, draws=3 if program.limits else 2))
-    drawn = drawn[drawn.any(axis=tuple(range(1, drawn.ndim)))]
-    if not len(drawn):
+    units = units[units.any(axis=tuple(range(1, units.ndim)))]
+    if not len(units):
         return []
-    for k in range(len(program.shape)):
-        others = tuple(i for i in range(1, drawn.ndim) if i != k + 1)
-        counts = drawn.any(axis=others).sum(axis=1)
-        found.append((int(counts.min(initial=program.shape[k])), int(counts.max(initial=1))))
+    for k in range(1, units.ndim):
+        counts = units.any(axis=tuple(i for i in range(1, units.ndim) if i != k)).sum(axis=1)
+        found.append((int(counts.min()), int(counts.max())))
     return found
 
 
 def judge(program: Batched, found: frozenset[int] | None) -> str:
     """Returns whether these input axes are right, wrong or undecided."""
     units = _places(program, program.linear)
+    return judged(program, units, (program.after and _places(program, program.after)) or units, found)
+
+
+def judged(
+    program: Any, units: list[tuple[int, int]], perhaps: list[tuple[int, int]], found: frozenset[int] | None
+) -> str:
+    """Returns what axes are worth, by the places that units add up, and those that they may."""
     if not units:
         return "right"  # the weight is multiplied by zeros and has no gradient
-    perhaps = (program.after and _places(program, program.after)) or units
     certain, possible, broken = set(), set(), False
     for k, (role, size) in enumerate(zip(program.roles, program.shape, strict=True)):
         (fewest, most), (_, later) = units[k], perhaps[k]

@@ -25,7 +25,7 @@ PLACES, ROWS, IN, OUT = 3, 2, 3, 2
 ONE, ALL = (ROWS, OUT), (PLACES, ROWS, OUT)  # the shapes of a product, and of one for each place
 Run = Callable[..., Any]
 
-_SOURCES: dict[str, tuple[Callable[[Any, Any], Any], bool]] = {  # and whether it gives one array
+SOURCES: dict[str, tuple[Callable[[Any, Any], Any], bool]] = {  # and whether it gives one array
     "list": (lambda x, w: [x[k] @ w[k] for k in range(PLACES)], False),
     "einsum": (lambda x, w: [jnp.einsum("kri,kio->kro", x, w)], True),
     "map": (lambda x, w: [lax.map(lambda a: a[0] @ a[1], (x, w))], True),
@@ -55,7 +55,7 @@ _PLACE: dict[str, Callable[[Any, Any, int], Any]] = {  # of a product, an array,
     "v in each": lambda v, y, k: jnp.broadcast_to(v, ALL),
 }
 # Of arrays.
-_MIX: dict[str, Callable[[Any, Any, np.ndarray], Any]] = {  # of two arrays, and a mask of places
+MIX: dict[str, Callable[[Any, Any, np.ndarray], Any]] = {  # of two arrays, and a mask of places
     "y * mask": lambda y, z, m: y * m.astype(np.float32)[:, None, None],
     "where(mask, y, 0)": lambda y, z, m: jnp.where(m[:, None, None], y, 0.0),
     "where(mask, y, z)": lambda y, z, m: jnp.where(m[:, None, None], y, z),
@@ -95,9 +95,9 @@ _TAKE: dict[str, Callable[[Any, int], Any]] = {
 def draw(seed: int) -> Batched:
     """Returns the program of a seed: always the same one."""
     make = Maker(seed)
-    source = make.choice(_SOURCES)
+    source = make.choice(SOURCES)
     x, shape = make.data(PLACES, ROWS, IN), (PLACES, IN, OUT)
-    made, in_one = _SOURCES[source]
+    made, in_one = SOURCES[source]
     ones, alls = ([], [0]) if in_one else ([*range(PLACES)], [])
     text, steps = [f"w {shape}, {source}"], []
     for at in range(len(ones + alls), len(ones + alls) + make.random.randint(1, 5)):
@@ -105,7 +105,7 @@ def draw(seed: int) -> Batched:
         kind, k, mask = make.choice(kinds), make.random.randrange(PLACES), make.integers(2, PLACES).astype(bool)
         if not mask.any():
             mask[k] = True
-        name = "v + u" if kind == "add" else make.choice({"place": _PLACE, "mix": _MIX, "take": _TAKE}[kind])
+        name = "v + u" if kind == "add" else make.choice({"place": _PLACE, "mix": MIX, "take": _TAKE}[kind])
         v, u, y, z = (make.choice(which) if which else None for which in (ones, ones, alls, alls))
         steps.append((kind, name, k, mask, v, u, y, z))
         (alls if kind in ("place", "mix") else ones).append(at)
@@ -127,7 +127,7 @@ def draw(seed: int) -> Batched:
             if kind == "place":
                 values.append(_PLACE[name](one(v, k), all_(y, k), k))
             elif kind == "mix":
-                values.append(_MIX[name](all_(y, k), all_(z, k + 1), mask))
+                values.append(MIX[name](all_(y, k), all_(z, k + 1), mask))
             else:
                 values.append(_TAKE[name](all_(y, k), k) if kind == "take" else values[v] + values[u])
         return [values[at] for at in kept]
