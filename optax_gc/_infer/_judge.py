@@ -160,8 +160,11 @@ class _Judge:
     def _mixed(self, views: Sequence[View]) -> Verdict | None:
         """Outputs of one product were mixed later: its units are still its own."""
         for group in _classes(views, lambda view: view.use):
-            if len({_entry(view) for view in group}) > 1:
-                return Verdict(None, POOLED)
+            entries = _classes(group, _entry)
+            if len(entries) > 1:
+                beside = all(apart(x.axes, y.axes) for a, b in itertools.combinations(entries, 2) for x in a for y in b)
+                whole = beside and len(group) == len(views)
+                return _agreed(map(self.verdict, entries), DIFFERENT) if whole else Verdict(None, POOLED)
         if any(view.is_placed() for view in views):
             return Verdict(None, OVERLAP)
         classes = _classes(views, _outputs)

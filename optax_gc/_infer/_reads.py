@@ -44,7 +44,7 @@ class Reads:
     def mark(self, view: View) -> None:
         """What a loop carries is read, or a part of it."""
         assert isinstance(view.of, Mark)
-        if view.lost or (not view.masks and _positions(view) >= math.prod(view.of.shape)):
+        if view.lost or (not view.masks and _entries(view) >= math.prod(view.of.shape)):
             self._marks[view.of] = None
         else:
             self._parts.append((view.of, view))
@@ -83,9 +83,13 @@ def is_whole(group: Sequence[View], start: View | None) -> bool:
     whole = [view for view in group if not view.is_pooled()]
     if start is None:
         return bool(whole)
-    hidden = len(start.masks) + len(start.holes)
-    whole = [view for view in whole if not view.lost and len(view.masks) + len(view.holes) <= hidden]
-    return sum(map(_positions, whole)) >= _positions(start)
+    hidden = len(start.masks) + len(start.holes), len(start.picks)
+    left: list[View] = []
+    for view in whole:
+        as_it_began = len(view.masks) + len(view.holes) <= hidden[0] and len(view.picks) <= hidden[1]
+        if as_it_began and not view.lost and not any(_may_meet(view, other) for other in left):
+            left.append(view)
+    return sum(map(_entries, left)) >= _entries(start)
 
 
 def may_mix_entries(group: Sequence[View], param: Param) -> bool:
@@ -114,6 +118,16 @@ def _is_in_part(view: View) -> bool:
 
 def _positions(view: View) -> int:
     return size_of(view.varying())
+
+
+def _entries(view: View) -> int:
+    """How many stored entries stand behind it, at most."""
+    return min(_positions(view), math.prod(len(np.unique(coord.data)) for coord in view.coords))
+
+
+def _may_meet(a: View, b: View) -> bool:
+    """Whether there may be a stored entry behind both."""
+    return all(np.intersect1d(x.data, y.data).size for x, y in zip(a.coords, b.coords, strict=True))
 
 
 def _covers(parts: Sequence[View], shape: tuple[int, ...]) -> bool:

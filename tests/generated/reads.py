@@ -205,7 +205,8 @@ def _units(program: Used) -> tuple[np.ndarray, bool]:
         told &= _told_apart(read.any(2))
         found += [read, besides]
     units = np.concatenate(found)
-    return units, bool((told | ~units.any((0, 2))).all())
+    seen = units.any((0, 2))
+    return units, bool(seen.any() and (told | ~seen).all())
 
 
 def _told_apart(units: np.ndarray) -> np.ndarray:
