@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from generated import Program, batches, jacobian, kind, loops, masks, nested, pairs, placed
+from generated import Program, batches, jacobian, kind, loops, masks, nested, pairs, placed, reads
 from jax import lax
 
 SEEDS, CHUNK = 30, 15
 # The seeds that may be left alone although something is an input.
 UNDECIDED = json.loads((pathlib.Path(__file__).parent / "undecided.json").read_text())
 CHUNKS = [(module, start) for module in (jacobian, batches, loops, masks) for start in range(0, SEEDS, CHUNK)]
-CHUNKS += [(nested, 0), (placed, 0)]
+CHUNKS += [(nested, 0), (placed, 0), (reads, 0)]
 
 
 @pytest.mark.parametrize(("module", "start"), CHUNKS, ids=lambda value: getattr(value, "__name__", value))
@@ -59,6 +59,7 @@ def test_no_axis_of_a_chain_of_parameters_is_wrong_and_what_is_undecided_is_know
         *((jacobian, seed) for seed in (21997, 22098)),
         *((loops, seed) for seed in (30500397, 30500497)),
         *((nested, seed) for seed in (2086, 2214, 820000275)),
+        (reads, 21535),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )

@@ -284,7 +284,8 @@ class Walk:
         of = group[0].of
         if isinstance(of, Param):
             self.ended.update(dict.fromkeys(view.use for view in group))
-            self._judged(of, list(group))
+            self.refuse([view for view in group if view.bad], "")
+            self._judged(of, [view for view in group if not view.bad])
         one_each = {(view.use, view.stopped): view for view in group}.values()
         return [view.lose(out) for view in one_each]
 

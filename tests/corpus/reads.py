@@ -358,4 +358,50 @@ CASES = [
         (x_(3, K, R, IN), x_(R, OUT)),
         w=alone(f"{K} {_W}"),
     ),
+    *spelled(
+        "a product of two parameters, before an operation that is not followed",
+        {
+            "cumsum": lambda x, dst, a, b: tanh(jnp.cumsum(x @ (a @ b), 0)),
+            "segments": lambda x, dst, a, b: tanh(jax.ops.segment_sum(x @ (a @ b), dst, 2)),
+            "fft": lambda x, dst, a, b: jnp.fft.fft(x @ (a @ b), axis=0).real,
+            "cumsum, by hand": lambda x, dst, a, b: tanh(jnp.cumsum((x[:, :, None] * (a @ b)).sum(1), 0)),
+        },
+        (x_(R, IN), tokens(R)),
+        a=alone("5 2"),
+        b=alone("2 4"),
+    ),
+    case(
+        "weights of relations, made of a basis",
+        lambda x, of, dst, c, v: tanh(
+            jax.ops.segment_sum(jnp.einsum("ei,eio->eo", x, jnp.einsum("rb,bio->rio", c, v)[of]), dst, 2)
+        ),
+        (x_(R, IN), tokens(R), tokens(R)),
+        c=alone("3 2"),
+        v=alone("2 5 4"),
+    ),
+    *spelled(
+        "entries that are read twice, and others never",
+        {
+            "of constants": lambda x, i, w: (lambda y: (tanh(y[np.array([0, 0, 1])]), y[0] + y[2]))(_products(x, w)),
+            "of the data": lambda x, i, w: (lambda y: (tanh(y[i]), y[0] + y[2]))(_products(x, w)),
+            "of doubles": lambda x, i, w: (lambda y: (tanh((y + y)[i[:2]]), y[0] + y[2]))(_products(x, w)),
+            "of a carry": lambda x, i, w: lax.scan(
+                lambda c, a: (c + a[0] @ a[1], tanh(c[:, np.array([0, 1, 1, 0])])), _ZERO, (x, w)
+            ),
+        },
+        (x_(3, R, IN), tokens(3)),
+        w=alone("3 5 4"),
+    ),
+    *spelled(
+        "entries side by side, in another order",
+        {
+            "rolled": lambda x, w: tanh(jnp.roll(_products(x, w), 1, 0)),
+            "joined": lambda x, w: (lambda y: tanh(jnp.concatenate([y[2:], y[:2]])))(_products(x, w)),
+            "joined along outputs": lambda x, w: (lambda y: tanh(jnp.concatenate([y[2], y[0], y[1]], 1)))(
+                _products(x, w)
+            ),
+        },
+        x_(3, R, IN),
+        w=w("b3 i5 o4"),
+    ),
 ]
