@@ -84,10 +84,15 @@ def is_whole(group: Sequence[View], start: View | None) -> bool:
     if start is None:
         return bool(whole)
     hidden = len(start.masks) + len(start.holes), len(start.picks)
+    whole = [view for view in whole if not view.lost and len(view.masks) + len(view.holes) <= hidden[0]]
+    whole = [view for view in whole if len(view.picks) <= hidden[1]]
+    if sum(map(_positions, whole)) < _positions(start):
+        return False
+    if any(all(a.data is b.data for a, b in zip(view.coords, start.coords, strict=True)) for view in whole):
+        return True
     left: list[View] = []
     for view in whole:
-        as_it_began = len(view.masks) + len(view.holes) <= hidden[0] and len(view.picks) <= hidden[1]
-        if as_it_began and not view.lost and not any(_may_meet(view, other) for other in left):
+        if not any(_may_meet(view, other) for other in left):
             left.append(view)
     return sum(map(_entries, left)) >= _entries(start)
 
@@ -122,12 +127,24 @@ def _positions(view: View) -> int:
 
 def _entries(view: View) -> int:
     """How many stored entries stand behind it, at most."""
-    return min(_positions(view), math.prod(len(np.unique(coord.data)) for coord in view.coords))
+    return min(_positions(view), math.prod(_distinct(coord.data.ravel()) for coord in view.coords))
+
+
+def _distinct(numbers: np.ndarray) -> int:
+    # Sorting is slow, and most are in order.
+    return numbers.size if (numbers[1:] > numbers[:-1]).all() else len(np.unique(numbers))
 
 
 def _may_meet(a: View, b: View) -> bool:
     """Whether there may be a stored entry behind both."""
-    return all(np.intersect1d(x.data, y.data).size for x, y in zip(a.coords, b.coords, strict=True))
+    return all(_have_common(x.data, y.data) for x, y in zip(a.coords, b.coords, strict=True))
+
+
+def _have_common(a: np.ndarray, b: np.ndarray) -> bool:
+    # Sorting is slow, and most are the same or lie side by side.
+    if a is b or not a.size or not b.size:
+        return a is b
+    return a.min() <= b.max() and b.min() <= a.max() and bool(np.intersect1d(a, b).size)
 
 
 def _covers(parts: Sequence[View], shape: tuple[int, ...]) -> bool:
