@@ -82,8 +82,17 @@ class Maker:
         return name
 
 
-def supports(program: Program, linear: Callable[[Any, Args], Any] | None = None, draws: int = 2) -> list[np.ndarray]:
-    """Returns for each draw of data which entries of the weight each output meets: bools, (outputs, *shape)."""
+def supports(
+    program: Program, linear: Callable[[Any, Args], Any] | None = None, draws: int = 2, compiled: bool = True
+) -> list[np.ndarray]:
+    """Returns for each draw of data which entries of the weight each output meets: bools, (outputs, *shape).
+
+    Args:
+      program: the program.
+      linear: what is linear in the weight; by default all of `program.linear`.
+      draws: how often data are drawn.
+      compiled: whether a compiler runs the program, or JAX one operation at a time.
+    """
     linear = linear or program.linear
     size = math.prod(program.shape)
     units = np.eye(size, dtype=np.float32).reshape(size, *program.shape)
@@ -106,10 +115,11 @@ def supports(program: Program, linear: Callable[[Any, Args], Any] | None = None,
                 args[name] = numbers.uniform(0.5, 1.5, size=struct.shape).astype(np.float32)
         drawn.append(args)
     options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    run = jax.jit(values).lower(units, drawn[0]).compile(compiler_options=options)
+    run = jax.jit(values).lower(units, drawn[0]).compile(compiler_options=options) if compiled else values
     result = []
     for args in drawn:
-        jacobian = np.abs(np.asarray(run(units, args))).T.reshape(-1, *program.shape)
+        with jax.disable_jit(not compiled):
+            jacobian = np.abs(np.asarray(run(units, args))).T.reshape(-1, *program.shape)
         # Of positive numbers of like size; what is left of a cancellation (an FFT's zeros) is far below.
         result.append(jacobian > 1e-4 * max(1e-30, jacobian.max(initial=0)))
     return result

@@ -515,9 +515,9 @@ def draw(seed: int) -> Program:
     return Program(lambda params, args: linear(params["w"], args), linear, stored, make.args, make.limits, text)
 
 
-def expected(program: Program) -> frozenset[int] | None:
+def expected(program: Program, compiled: bool = True) -> frozenset[int] | None:
     """Returns the stored axes that are summed over, or None if the outputs do not agree on whole ones."""
-    support = np.logical_or(*supports(program))
+    support = np.logical_or(*supports(program, compiled=compiled))
     axes = set()
     for unit in support[support.any(axis=tuple(range(1, support.ndim)))]:
         counts = [len(set(positions)) for positions in np.nonzero(unit)]
@@ -531,8 +531,10 @@ def expected(program: Program) -> frozenset[int] | None:
 
 def judge(program: Program, found: frozenset[int] | None) -> str:
     """Returns whether these input axes are right, wrong or undecided."""
-    truth = expected(program)
-    return "right" if found == truth else "undecided" if found is None else "wrong"
+    if found is None:
+        return "right" if expected(program) is None else "undecided"
+    # A compiler may get `v.at[:3].set(v[order])` wrong: before anything else is wrong, the program runs without one.
+    return "right" if found == expected(program) or found == expected(program, compiled=False) else "wrong"
 
 
 def verdict(program: Program, engine: Callable[[Program], Found] = infer) -> Judged:

@@ -3,8 +3,8 @@
 `w` has a part for each of some places, and `y` is a product of each. Constants may place these anew. Each use of what
 is there is linear but for a function that reads: entries, outputs, what a mask leaves, what the data choose, a sum. The
 judge runs the program on numbers, with each function replaced by one that notes what it is given: this is a unit, and
-so is what is returned besides. Where what is read tells all places apart whatever the data are, as the steps of a
-residual stream do, what is added up besides is made of units, and only the inputs are inputs; else the judge is that of
+so is what is returned besides. Where what is read tells all places apart that are added up, whatever the data are, as
+the steps of a residual stream do, sums are made of units, and only the inputs are inputs; else the judge is that of
 batches.
 
     python -m generated.reads --seeds 5000
@@ -205,8 +205,8 @@ def _units(program: Used) -> tuple[np.ndarray, bool]:
         told &= _told_apart(read.any(2))
         found += [read, besides]
     units = np.concatenate(found)
-    seen = units.any((0, 2))
-    return units, bool(seen.any() and (told | ~seen).all())
+    added = units[units.any((2, 3)).sum(1) > 1].any((0, 2))
+    return units, bool(units.any() and (told | ~added).all())
 
 
 def _told_apart(units: np.ndarray) -> np.ndarray:
