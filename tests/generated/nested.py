@@ -68,6 +68,11 @@ def _unrolled(body: Body, carry: Any, n: int) -> tuple[Any, Any]:
     return carry, None if given[0] is None else jnp.stack(given)
 
 
+def _backwards(body: Body, carry: Any, n: int) -> tuple[Any, Any]:
+    carry, given = lax.scan(lambda c, t: body(n - 1 - t, c), carry, jnp.arange(n), reverse=True)
+    return carry, None if given is None else given[::-1]
+
+
 def _counted_down(body: Body, carry: Any, n: int) -> tuple[Any, Any]:
     step = lambda c: (c[0] - 1, body(n - c[0], c[1])[0])  # noqa: E731
     return lax.while_loop(lambda c: c[0] > 0, step, (n, carry))[1], None
@@ -78,9 +83,7 @@ _LOOPS: dict[str, Callable[[Body, Any, int], tuple[Any, Any]]] = {
     "scan": lambda body, carry, n: lax.scan(lambda c, t: body(t, c), carry, jnp.arange(n)),
     "scan, unrolled": lambda body, carry, n: lax.scan(lambda c, t: body(t, c), carry, jnp.arange(n), unroll=n),
     "scan, remat": lambda body, carry, n: lax.scan(jax.checkpoint(lambda c, t: body(t, c)), carry, jnp.arange(n)),
-    "scan, reversed": lambda body, carry, n: lax.scan(
-        lambda c, t: body(n - 1 - t, c), carry, jnp.arange(n), reverse=True
-    ),
+    "scan, reversed": _backwards,
 }
 _GIVING_NOTHING = {
     "fori_loop": lambda body, carry, n: (lax.fori_loop(0, n, lambda t, c: body(t, c)[0], carry), None),
