@@ -13,7 +13,7 @@ from optax_gc import WeightAxes
 CHUNK = 30
 SEEDS = 60
 # Seeds of which each is wrong, or an error, where a rarely used step of the engine is left out.
-RARE = (86335, 89716, 91955, 96255, 97825, 400001234, 500000938)
+RARE = (86335, 89716, 91955, 96255, 97825, 400001234, 500000938, 1000007892)
 # What may be undecided of these seeds, and where batch and outputs may be named the other way round: (seed, path).
 KNOWN = json.loads((pathlib.Path(__file__).parent / "undecided.json").read_text())
 

@@ -224,7 +224,9 @@ def reduction(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value
             walk.close(views, f"{ELEMENT} and is reduced")
             views = ()
         found = tuple(found for view in views for found in _reduced(walk, view, axes))
-        weights_alone = not found and level_behind([value]) == Level.WEIGHT
+        # A sum over one position is a layer of one input.
+        several = math.prod(eqn.shapes[0][t] for t in axes) > 1
+        weights_alone = not found and several and level_behind([value]) == Level.WEIGHT
         results.append(Value(Level.WEIGHT if weights_alone else Level.DATA, found))
     return results[: len(eqn.outs)]
 
