@@ -251,15 +251,6 @@ def _loop(
         dataclasses.replace(value, views=without(walk, value.views, sums, leaks, after))
         for value in results[len(carry) :]
     ]
-    made_of = {mark.of: (*value.views, *after[mark.of]) for value, mark in zip(carry, marks, strict=True) if mark}
-
-    def with_sums(value: Value, i: int, mine: Any) -> Value:
-        """Sums on the way that it holds, and that nothing has read, may be added to more."""
-        seen = {view.of for view in results[i].views if isinstance(view.of, Mark) and view.of in sums - {mine}}
-        views = [v for mark in seen if not walk.reads.carry(mark) for v in made_of[mark] if v.of not in sums]
-        return dataclasses.replace(value, views=(*value.views, *unread(views, shape_of(open_jaxpr(body).outvars[i]))))
-
-    stacked = [with_sums(value, len(carry) + k, None) for k, value in enumerate(stacked)]
     outs = []
     for i, (value, result) in enumerate(zip(carry, results, strict=False)):
         if counters[i]:
@@ -273,8 +264,16 @@ def _loop(
             seen = mark.of in leaks, leaks.get(mark.of, False), mark.of in added
             views = carried(walk, value.views, mark, kept[i], [*consts, *carry, *scanned], step, *seen)
             told = holds[i]._replace(masks=holds[i].masks_after("returned")) if anew[i] else holds[i]
-            outs.append(with_sums(Value(Level.DATA, views, told=told, fixed=fixed[i]), i, mark.of))
-    return [value.telling(steps=around) for value in (*outs, *stacked)] if around else [*outs, *stacked]
+            outs.append(Value(Level.DATA, views, told=told, fixed=fixed[i]))
+    made_of = {m.of: (*value.views, *out.views) for value, out, m in zip(carry, outs, marks, strict=True) if m}
+    outs += stacked
+    for i, result in enumerate(results):
+        # Sums on the way that it holds may be added to more.
+        mine = marks[i] if i < len(marks) else None
+        seen = {view.of: None for view in result.views if view.of in made_of and not (mine and view.of is mine.of)}
+        on = unread([view for of in seen for view in made_of[of]], shape_of(open_jaxpr(body).outvars[i]))
+        outs[i] = dataclasses.replace(outs[i], views=(*outs[i].views, *on))
+    return [value.telling(steps=around) for value in outs] if around else outs
 
 
 def _level(value: Value) -> Level:

@@ -44,7 +44,7 @@ class Reads:
     def mark(self, view: View) -> None:
         """What a loop carries is read, or a part of it."""
         assert isinstance(view.of, Mark)
-        if view.lost or (not view.masks and _entries(view) >= math.prod(view.of.shape)):
+        if view.lost or (not view.masks and (_entries(view) or 0) >= math.prod(view.of.shape)):
             self._marks[view.of] = None
         else:
             self._parts.append((view.of, view))
@@ -83,9 +83,8 @@ def is_whole(group: Sequence[View], start: View | None) -> bool:
     whole = [view for view in group if not view.is_pooled()]
     if start is None:
         return bool(whole)
-    hidden = len(start.masks) + len(start.holes), len(start.picks)
-    whole = [view for view in whole if not view.lost and len(view.masks) + len(view.holes) <= hidden[0]]
-    whole = [view for view in whole if len(view.picks) <= hidden[1]]
+    hidden = len(start.masks) + len(start.holes)
+    whole = [view for view in whole if not view.lost and len(view.masks) + len(view.holes) <= hidden]
     if sum(map(_positions, whole)) < _positions(start):
         return False
     if any(all(a.data is b.data for a, b in zip(view.coords, start.coords, strict=True)) for view in whole):
@@ -94,7 +93,8 @@ def is_whole(group: Sequence[View], start: View | None) -> bool:
     for view in whole:
         if not any(_may_meet(view, other) for other in left):
             left.append(view)
-    return sum(map(_entries, left)) >= _entries(start)
+    known = _entries(start)
+    return known is not None and sum(_entries(view) or 0 for view in left) >= known
 
 
 def may_mix_entries(group: Sequence[View], param: Param) -> bool:
@@ -125,9 +125,15 @@ def _positions(view: View) -> int:
     return size_of(view.varying())
 
 
-def _entries(view: View) -> int:
-    """How many stored entries stand behind it, at most."""
-    return min(_positions(view), math.prod(_distinct(coord.data.ravel()) for coord in view.coords))
+def _entries(view: View) -> int | None:
+    """How many stored entries stand behind it, or None where they are too many to be told apart."""
+    dims = in_order({dim for coord in view.coords for dim in coord.dims})
+    if len(dims) == sum(len(coord.dims) for coord in view.coords):
+        return math.prod(_distinct(coord.data.ravel()) for coord in view.coords)
+    if size_of(dims) > LIMIT:
+        return None
+    shape = [1 + int(coord.data.max(initial=0)) for coord in view.coords]
+    return _distinct(np.ravel_multi_index([coord.over(dims).ravel() for coord in view.coords], shape))
 
 
 def _distinct(numbers: np.ndarray) -> int:

@@ -385,12 +385,34 @@ CASES = [
             "of constants": lambda x, i, w: (lambda y: (tanh(y[np.array([0, 0, 1])]), y[0] + y[2]))(_products(x, w)),
             "of the data": lambda x, i, w: (lambda y: (tanh(y[i]), y[0] + y[2]))(_products(x, w)),
             "of doubles": lambda x, i, w: (lambda y: (tanh((y + y)[i[:2]]), y[0] + y[2]))(_products(x, w)),
+            "joined": lambda x, i, w: (lambda y: (tanh(jnp.concatenate([y[:1], y[:1], y[1:2]])), y[0] + y[2]))(
+                _products(x, w)
+            ),
             "of a carry": lambda x, i, w: lax.scan(
                 lambda c, a: (c + a[0] @ a[1], tanh(c[:, np.array([0, 1, 1, 0])])), _ZERO, (x, w)
             ),
         },
         (x_(3, R, IN), tokens(3)),
         w=alone("3 5 4"),
+    ),
+    case(
+        "a diagonal that is read twice, and others never",
+        lambda x, w: (
+            (y := jnp.einsum("khri,khio->khro", x, w)) is not None
+            and (tanh(y[np.array([0, 1, 0, 1]), np.array([0, 1, 0, 1])]), y[0, 1] + y[1, 0])
+        ),
+        x_(2, 2, R, IN),
+        w=alone(f"2 2 {_W}"),
+    ),
+    case(
+        "a diagonal of a carry that is read twice",
+        lambda x, w: lax.scan(
+            lambda c, a: (c + a[0] @ a[1], tanh(c[np.array([0, 1, 0, 1]), np.array([0, 1, 0, 1])])),
+            jnp.zeros((2, 2)),
+            (x, w),
+        ),
+        x_(K, 2, IN),
+        w=alone("2 5 2"),
     ),
     *spelled(
         "entries side by side, in another order",
@@ -403,5 +425,11 @@ CASES = [
         },
         x_(3, R, IN),
         w=w("b3 i5 o4"),
+    ),
+    case(
+        "entries in another order, and more of the same added",
+        lambda x, w: tanh(jnp.roll(_products(x, w), 1, 0) + _products(x[::-1], w[::-1])),
+        x_(3, R, IN),
+        w=alone("3 5 4"),
     ),
 ]
