@@ -429,6 +429,18 @@ def test_no_large_array_is_made_for_large_weights():
     assert peak < 50e6
 
 
+def test_no_large_array_is_made_to_tell_entries_of_large_weights_apart():
+    turn = np.arange(64 * 64) % 64  # a diagonal, over and over
+    tracemalloc.start()
+    plan = infer_axes(
+        lambda w, x: jnp.tanh(jnp.einsum("khi,khio->kho", x, w)[turn, turn]), spec(64, 64, 512, 512), spec(64, 64, 512)
+    )
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert plan[""] == WeightAxes((2,), (3,), (0, 1))
+    assert peak < 50e6
+
+
 def test_an_axis_that_is_too_long_is_left_alone():
     plan = infer_axes(lambda w, x: x @ w, spec(2**22 + 1, 3), spec(2, 2**22 + 1))
     assert plan[""] is None
