@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from optax_gc._infer._arrays import Dim, Dims, UnfollowedError
+from optax_gc._infer._arrays import Dim, Dims, Named, UnfollowedError
 from optax_gc._infer._equation import Equation, Shape
 from optax_gc._infer._layout import aligned
 from optax_gc._infer._masks import Tear
@@ -238,10 +238,10 @@ def _reduced(walk: Walk, view: View, axes: set[int]) -> Iterator[View]:
         view = view.replace(torn=frozenset(tear for tear in view.torn if gone.isdisjoint(tear.dims)))
     rest = view.tears_along(axes, lambda tear: tear.summed(("sum", *axes)))
     rest = rest.replace(axes=tuple(axis for t, axis in enumerate(view.axes) if t not in axes))
-    if not gone:
+    if view.product:
+        yield from summed_up(walk, view, rest, view.on(axes))
+    elif not gone:
         yield rest
-    elif view.product:
-        yield from summed_up(walk, view, rest, gone)
     else:
         parts = any(view.axes[t].padded for t in axes)
         if view.bent or parts or not gone <= view.scaled or not rest.spans():
@@ -252,17 +252,28 @@ def _reduced(walk: Walk, view: View, axes: set[int]) -> Iterator[View]:
 
 
 def summed_up(walk: Walk, view: View, rest: View, gone: set[Dim]) -> Iterator[View]:
-    """A product is summed over some of its dims. Its outputs only leave the axes: the units stay what they are."""
-    big = {dim for dim in gone if dim.size > 1}
+    """A product is summed over some dims. Its outputs only leave the axes: the units stay what they are."""
+    big = {dim for dim in gone & view.varying() if dim.size > 1}
     chosen = {dim for _, at in view.picks for dim in at.dims}
-    if isinstance(view.of, Mark):
+    if big and isinstance(view.of, Mark):
         yield rest.tear()
     elif big & chosen:
         walk.refuse([view], CHOSEN)
-    elif big & view.shared or (view.is_placed() and not view.along(big)):
+    elif big & view.shared or (big and view.is_placed() and not view.along(big)):
         walk.refuse([view], POOLED)
     else:
-        yield rest
+        yield _sum_of_copies(rest, gone)
+
+
+def _sum_of_copies(view: View, gone: set[Dim]) -> View:
+    """What are copies along some dims is there, in their sum, where one of them is."""
+    copies = gone.difference(*(coord.dims for coord in view.coords))
+
+    def there(mask: Named) -> Named:
+        summed = tuple(i for i, dim in enumerate(mask.dims) if dim in copies)
+        return Named(tuple(dim for dim in mask.dims if dim not in copies), np.asarray(mask.data.any(summed)))
+
+    return view.replace(masks=tuple(mask for mask in map(there, view.masks) if not mask.data.all()))
 
 
 def combined(walk: Walk, views: Sequence[View]) -> tuple[View, ...]:

@@ -24,6 +24,10 @@ def _products(x: jax.Array, w: jax.Array) -> jax.Array:
     return jax.vmap(jnp.matmul)(x, w)
 
 
+def _stacked(x: jax.Array, w: jax.Array) -> jax.Array:
+    return jnp.stack([x[k] @ w[k] for k in range(len(w))])
+
+
 def _swapped_gate(x: jax.Array, w: jax.Array) -> jax.Array:
     a, b = x[0] @ w[0], x[1] @ w[1]
     gate = jax.nn.sigmoid(a[:, :2])
@@ -425,6 +429,51 @@ CASES = [
         },
         x_(3, R, IN),
         w=w("b3 i5 o4"),
+    ),
+    *spelled(
+        "copies of some, added up",
+        {
+            "indexed": lambda x, w: _stacked(x, w)[np.array([0, 0, 1])].sum(0),
+            "repeated": lambda x, w: jnp.repeat(_stacked(x, w), np.array([2, 1, 0]), axis=0).sum(0),
+            "mean": lambda x, w: _stacked(x, w)[np.array([0, 0, 1])].mean(0),
+        },
+        x_(3, R, IN),
+        w=alone("3 5 4"),
+    ),
+    case(
+        "copies of each, added up",
+        lambda x, w: jnp.tile(_stacked(x, w), (2, 1, 1))[1:5].sum(0),
+        x_(3, R, IN),
+        w=w("i3 i5 o4"),
+    ),
+    case(
+        "copies of which other outputs are there, summed over an axis of one",
+        lambda x, w: tanh(jnp.where(np.arange(12).reshape(3, 1, OUT) % 5 > 0, x @ w, 0.0)[None].sum(0)),
+        x_(R, IN),
+        w=w("i5 o4"),
+    ),
+    case(
+        "outputs of a causal filter, mixed",
+        lambda x, w: (x @ jnp.pad(w, (0, 1))[np.array([[0, -1], [1, 0]])]).sum(-1),
+        x_(R, 2),
+        w=alone("2"),
+    ),
+    case(
+        "a carry, summed over an axis of one",
+        lambda x, w: lax.scan(lambda c, a: (c[None].sum(0) + a[0] @ a[1], None), _ZERO, (x, w))[0],
+        _ENTRIES,
+        w=w("i2 i5 o4"),
+    ),
+    case(
+        "windows on each device, added up",
+        lambda x, w: sharded(
+            lambda x, w: lax.psum(lax.dynamic_slice_in_dim(_stacked(x, w), lax.axis_index("model"), 2).sum(0), "model"),
+            (P(), P()),
+            P(),
+            check_vma=False,
+        )(x, w),
+        x_(3, R, IN),
+        w=w("i3 i5 o4"),
     ),
     case(
         "entries in another order, and more of the same added",

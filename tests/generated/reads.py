@@ -71,6 +71,7 @@ def _loop(y: Any, f: Callable[[Any, Any], Any]) -> Any:
     return lax.fori_loop(0, PLACES, lambda t, c: f(t, c + y[t]), jnp.zeros(ONE))
 
 
+_OVER = np.arange(6) % 2
 _THERE = np.arange(PLACES)[:, None, None] > 0
 # Of an array, two choices of the data, a place and a function.
 _USES: dict[str, Callable[[Any, Any, Any, int, Read], Any]] = {
@@ -86,6 +87,14 @@ _USES: dict[str, Callable[[Any, Any, Any, int, Read], Any]] = {
     "times a mask": lambda y, i, j, k, f: f(y * _THERE.astype(np.float32)),
     "one and the others": lambda y, i, j, k, f: jnp.where(_THERE, f(y), y),
     "a diagonal": lambda y, i, j, k, f: f(jnp.stack([y[t, :, t % OUT] for t in range(PLACES)])),
+    "a diagonal, over and over": lambda y, i, j, k, f: f(y[_OVER, :, _OVER]),
+    "some twice": lambda y, i, j, k, f: f(y[np.array([k, k, k - 1])]),
+    "some twice, joined": lambda y, i, j, k, f: f(jnp.concatenate([y[k : k + 1], y[:k], y[k : k + 1]])),
+    "in another order": lambda y, i, j, k, f: f(jnp.roll(y, k, 0)),
+    "joined to another order": lambda y, i, j, k, f: f(jnp.concatenate([y, jnp.roll(y, k, 0)], 1)),
+    "outputs in another order": lambda y, i, j, k, f: f(y[k][:, ::-1]) + y[k - 1],
+    "a carry's outputs, over and over": lambda y, i, j, k, f: _steps(y, lambda t, c: f(c[:, [k % OUT] * OUT]))[1],
+    "a carry's rows, over and over": lambda y, i, j, k, f: _steps(y, lambda t, c: f(c[_OVER, _OVER]))[1],
     "sum of outputs": lambda y, i, j, k, f: f(y.sum(-1)),
     "two": lambda y, i, j, k, f: f(_added(y, k)),
     "an output of two": lambda y, i, j, k, f: f(_half(_added(y, k), k)),
@@ -135,7 +144,7 @@ def draw(seed: int) -> Used:
     """Returns the program of a seed: always the same one."""
     make = Maker(seed)
     source = make.choice(SOURCES)
-    x, d, chosen = make.data(PLACES, ROWS, IN), make.data(PLACES * ROWS * OUT), make.index(PLACES, 2)
+    x, d, chosen = make.data(PLACES, ROWS, IN), make.data(2 * PLACES * ROWS * OUT), make.index(PLACES, 2)
     shape = (PLACES, IN, OUT)
     text, steps = [f"w {shape}, {source}"], []
     for at in range(1, 1 + make.choice([0, 0, 0, 1, 1, 2])):
@@ -202,22 +211,24 @@ def _units(program: Used) -> tuple[np.ndarray, bool]:
         every = [np.abs(part).reshape(-1, *program.shape) for part in (read, besides)]
         # Of positive numbers of like size; what is left of a cancellation is far below.
         read, besides = (part > 1e-4 * max(1e-30, part.max(initial=0)) for part in every)
-        told &= _told_apart(read.any(2))
+        told &= _told_apart(read.any(2), besides.any(2))
         found += [read, besides]
     units = np.concatenate(found)
     added = units[units.any((2, 3)).sum(1) > 1].any((0, 2))
     return units, bool(units.any() and (told | ~added).all())
 
 
-def _told_apart(units: np.ndarray) -> np.ndarray:
-    """Returns for each place and output whether two units differ in it alone, as the steps of a residual stream do.
+def _told_apart(read: np.ndarray, besides: np.ndarray) -> np.ndarray:
+    """Returns for each place and output whether it alone is more than what is read, as the steps of a residual stream.
 
     Args:
-      units: bools, (units, places, outputs). One unit more is nothing at all.
+      read: what is read, bools, (units, places, outputs).
+      besides: what is returned besides, of the same kind.
     """
-    known = {unit.tobytes() for unit in (*units, np.zeros(units.shape[1:], bool))}
-    told = np.zeros(units.shape[1:], bool)
-    for unit in units:
+    nothing = np.zeros(read.shape[1:], bool)
+    known = {unit.tobytes() for unit in (*read, nothing)}
+    told = nothing.copy()
+    for unit in (*read, *besides):
         for place in np.flatnonzero(unit.any(1)):
             less = unit.copy()
             less[place] = False
