@@ -161,7 +161,7 @@ def _last(walk: Walk, views: Sequence[View], mark: View, step: Dim | None) -> li
 def _over_steps(view: View, step: Dim | None) -> View:
     """The sum over the steps of a loop, at some of which it may be zero, or another case may be chosen."""
     view = view.tears(lambda tear: Tear(object()) if isinstance(tear.by, Case) else tear)
-    steps = view.varying() & {step}
+    steps = view.differing() & {step}
     return view.replace(summed=view.summed | steps, masks=(*view.masks, *view.holes)) if steps else view
 
 

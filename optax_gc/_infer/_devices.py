@@ -69,7 +69,7 @@ def _blocks(walk: Walk, names: Any) -> Dims:
 
 def _summed(walk: Walk, eqn: Equation, view: View, blocks: Dims) -> Iterator[View]:
     """The blocks are summed, under names of their own: the devices may hold other blocks later."""
-    own = {block: Dim(block.size) for block in blocks if block in view.varying()}
+    own = {block: Dim(block.size) for block in blocks if block in view.differing()}
     gone = set(own.values())
     view = view.rename(own).tears(lambda tear: tear.summed(repr(eqn.eqn.params)))
     if own and not view.product:

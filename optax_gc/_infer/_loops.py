@@ -94,7 +94,7 @@ def _step_of(value: Value, step: Dim) -> Value:
 def _stacked(value: Value, step: Dim) -> Value:
     views = []
     for view in value.views:
-        if step in view.varying() and step not in view.summed:
+        if step in view.differing() and step not in view.summed:
             if view.product and view.use:
                 view.use.shares.update(view.along({step}))
                 view = view.replace(shared=view.shared | {step})

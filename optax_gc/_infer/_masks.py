@@ -80,6 +80,10 @@ class Tear(NamedTuple):
         """What it is where only some positions of a dim are left, before the dim gets another name."""
         return self.then((self.dims.index(dim), positions.tobytes())) if dim in self.dims else self
 
+    def moved(self, dims: Dims, new: Dims) -> Tear:
+        """The same where it differs along other dims instead of some."""
+        return self._replace(dims=(*(dim for dim in self.dims if dim not in dims), *new))
+
     def summed(self, what: Hashable) -> Tear:
         """What it is where positions are added up: there may be something of every case."""
         return Tear(object()) if isinstance(self.by, Case) else self.then(what)

@@ -273,7 +273,8 @@ def _sum_of_copies(view: View, gone: set[Dim]) -> View:
         summed = tuple(i for i, dim in enumerate(mask.dims) if dim in copies)
         return Named(tuple(dim for dim in mask.dims if dim not in copies), np.asarray(mask.data.any(summed)))
 
-    return view.replace(masks=tuple(mask for mask in map(there, view.masks) if not mask.data.all()))
+    masks, holes = (tuple(m for m in map(there, hidden) if not m.data.all()) for hidden in (view.masks, view.holes))
+    return view.replace(masks=masks, holes=holes)
 
 
 def combined(walk: Walk, views: Sequence[View]) -> tuple[View, ...]:

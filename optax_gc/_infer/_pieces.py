@@ -128,12 +128,16 @@ def window(
     """
     whole = view.axes[t].length
     if isinstance(start, Named):
-        view = view.tears_along([t], lambda tear: tear.then(token))
+        # Where the data choose, nobody knows of two which are there, not even that one of them is not.
+        view = view.rename({dim: Dim(dim.size) for dim in view.axes[t].dims})
+        out = blank(size)
+        chosen = (*start.dims, *out.dims)
+        view = view.tears_along([t], lambda tear: tear.then(token).moved(view.axes[t].dims, chosen))
         if view.varying().isdisjoint(view.axes[t].dims) and (view.product or not view.axes[t].padded):
-            return (view.tear() if view.axes[t].padded else view).with_axis(t, blank(size))
+            return (view.tear() if view.axes[t].padded else view).with_axis(t, out)
         if size > 1 or view.axes[t].padded:
-            return view.replace(bad=PART).with_axis(t, blank(size))
-        return _picked(view, t, start).with_axis(t, blank(1))
+            return view.replace(bad=PART).with_axis(t, out)
+        return _picked(view, t, start).with_axis(t, out)
     loops, first = start
     valid = np.broadcast_to(((first >= 0) & (first <= whole - size))[..., None], (*first.shape, size))
     positions = np.clip(first.astype(int), 0, whole - size)[..., None] + np.arange(size)

@@ -84,6 +84,10 @@ class View:
         """The dims that the stored entries vary along."""
         return self._varying
 
+    def differing(self) -> frozenset[Dim]:
+        """The dims along which it differs, or what hides it does."""
+        return self.varying().union(*(hole.dims for hole in self.holes))
+
     def is_pooled(self) -> bool:
         """Whether groups of a convolution have left its axes."""
         return any(dim.size > 1 for dim in (self.grouped & self.varying()) - self.visible())

@@ -118,6 +118,7 @@ def _combined(x: jax.Array, e: jax.Array, s: jax.Array, w: jax.Array) -> jax.Arr
     return lax.fori_loop(0, 6, lambda t, b: b.at[s[t]].add(x[t] @ w[e[t]]), jnp.zeros((3, OUT)))
 
 
+_FIRST = np.array([True, False, False])[:, None, None]
 _GROUPS = [[0], [1]]
 _DEPTHWISE: dict[str, Any] = {
     "sum": lambda y: y.sum(-1),
@@ -445,6 +446,77 @@ CASES = [
         lambda x, w: jnp.tile(_stacked(x, w), (2, 1, 1))[1:5].sum(0),
         x_(3, R, IN),
         w=w("i3 i5 o4"),
+    ),
+    *spelled(
+        "copies of which the data choose, added up",
+        {
+            "of places": lambda x, i, w: _stacked(x, w)[np.array([0, 0, 1])][i].sum(0),
+            "of cases": lambda x, i, w: (y := _stacked(x, w)) is not None and jnp.where(_FIRST, y[0], y[1])[i].sum(0),
+            "of steps": lambda x, i, w: (
+                (y := _stacked(x, w)) is not None
+                and lax.map(lambda t: jnp.where(t > 0, y[0], 0.0) + jnp.where(t > 0, 0.0, y[1]), jnp.arange(3))[i].sum(
+                    0
+                )
+            ),
+            "a window": lambda x, i, w: (
+                (y := _stacked(x, w)) is not None
+                and lax.dynamic_slice_in_dim(jnp.where(_FIRST, y[0], y[1]), i[0], 2).sum(0)
+            ),
+        },
+        [_ENTRIES, tokens(2)],
+        w=alone(f"2 {_W}"),
+    ),
+    case(
+        "copies of which the data choose",
+        lambda x, i, w: (y := _stacked(x, w)) is not None and tanh(jnp.where(_FIRST, y[0], y[1])[i]),
+        [_ENTRIES, tokens(2)],
+        w=w("b2 i5 o4"),
+    ),
+    case(
+        "one on a device, another on the other, added up",
+        lambda x, w: sharded(
+            lambda x, w: (
+                (t := lax.axis_index("model")) is not None
+                and lax.psum(jnp.where(t == 0, x[0] @ w[0], 0.0) + jnp.where(t > 0, x[1] @ w[1], 0.0), "model")
+            ),
+            (P(), P()),
+            P(),
+            check_vma=False,
+        )(x, w),
+        _ENTRIES,
+        w=w("i2 i5 o4"),
+    ),
+    *spelled(
+        "one at some steps, another at the others, added up",
+        {
+            "fori_loop": lambda x, w: (
+                (y := _stacked(x, w)) is not None
+                and lax.fori_loop(
+                    0, 3, lambda t, c: c + jnp.where(t == 0, y[0], 0.0) + jnp.where(t > 0, y[1], 0.0), _ZERO
+                )
+            ),
+            "map": lambda x, w: (
+                (y := _stacked(x, w)) is not None
+                and lax.map(lambda t: jnp.where(t == 0, y[0], 0.0) + jnp.where(t > 0, y[1], 0.0), jnp.arange(3)).sum(0)
+            ),
+        },
+        x_(3, R, IN),
+        w=alone("3 5 4"),
+    ),
+    case(
+        "one at some steps, another at the others",
+        lambda x, w: (
+            (y := _stacked(x, w)) is not None
+            and tanh(lax.map(lambda t: jnp.where(t == 0, y[0], 0.0) + jnp.where(t > 0, y[1], 0.0), jnp.arange(3)))
+        ),
+        x_(2, R, IN),
+        w=w("b2 i5 o4"),
+    ),
+    case(
+        "a product at some steps, added up",
+        lambda x, w: lax.map(lambda a: jnp.where(a[0] > 0, a[1] @ w, 0.0), (jnp.arange(3), x)).sum(0),
+        x_(3, R, IN),
+        w=w("i5 o4"),
     ),
     case(
         "copies of which other outputs are there, summed over an axis of one",

@@ -64,10 +64,25 @@ MIX: dict[str, Callable[[Any, Any, np.ndarray], Any]] = {  # of two arrays, and 
     "triangle @ y": lambda y, z, m: jnp.einsum("kj,jro->kro", np.tri(PLACES, dtype=np.float32), y),
     "backwards @ y": lambda y, z, m: jnp.einsum("kj,jro->kro", np.eye(PLACES, dtype=np.float32)[::-1], y),
     "y[::-1]": lambda y, z, m: y[::-1],
+    "some of y, some twice": lambda y, z, m: y[np.cumsum(m) % PLACES],
+    "some of y and z, some twice": lambda y, z, m: jnp.concatenate([y, z])[(2 * np.cumsum(m)) % (2 * PLACES)],
+    "y or z, by places": lambda y, z, m: jnp.concatenate([y, z])[np.arange(PLACES) + PLACES * m],
+    "repeat(y)": lambda y, z, m: jnp.repeat(y, 1 + m, axis=0)[:PLACES],
+    "tile(y)": lambda y, z, m: jnp.tile(y, (2, 1, 1))[m.sum() :][:PLACES],
+    "windows of y": lambda y, z, m: sum(jnp.pad(y, ((1, 1), (0, 0), (0, 0)))[t : t + PLACES] for t in range(3)),
+    "every other of both": lambda y, z, m: jnp.stack([y, z], 1).reshape(2 * PLACES, ROWS, OUT)[::2],
+    "z with some of y": lambda y, z, m: z.at[np.cumsum(m) % PLACES].set(y[: len(z)]),
+    "z plus some of y": lambda y, z, m: z.at[np.cumsum(m) % PLACES].add(y),
     "sums of rows": lambda y, z, m: jnp.cumsum(y, 1),
     "rows, by fft": lambda y, z, m: jnp.fft.fft(y, axis=1).real,
     "roll(y)": lambda y, z, m: jnp.roll(y, 1, 0),
     "step by step": lambda y, z, m: lax.scan(lambda c, u: (c, u * 2), 0, y)[1],
+    "y[0] or z[1], step by step": lambda y, z, m: lax.map(
+        lambda t: jnp.where(jnp.asarray(m)[t], y[0], z[1]), jnp.arange(PLACES)
+    ),
+    "some of y[0] and of z[1], step by step": lambda y, z, m: lax.map(
+        lambda t: jnp.where(jnp.asarray(m)[t], y[0], 0.0) + jnp.where(jnp.asarray(m)[t], 0.0, z[1]), jnp.arange(PLACES)
+    ),
     "loop of one-hots": lambda y, z, m: lax.fori_loop(
         0, PLACES, lambda k, c: c + jax.nn.one_hot(k, PLACES)[:, None, None] * y[k], jnp.zeros(ALL)
     ),
@@ -81,6 +96,12 @@ MIX: dict[str, Callable[[Any, Any, np.ndarray], Any]] = {  # of two arrays, and 
         0, PLACES, lambda k, c: c + lax.dynamic_update_slice(jnp.zeros(ALL), y[k][None], (k, 0, 0)), jnp.zeros(ALL)
     ),
 }
+
+
+def _loop(f: Callable[[Any], Any]) -> Any:
+    return lax.fori_loop(0, PLACES, lambda t, c: c + f(t), jnp.zeros(ONE))
+
+
 _TAKE: dict[str, Callable[[Any, int], Any]] = {
     "y[k]": lambda y, k: y[k],
     "sums of rows of y[k]": lambda y, k: jnp.cumsum(y[k], 0),
@@ -88,6 +109,11 @@ _TAKE: dict[str, Callable[[Any, int], Any]] = {
     "sum": lambda y, k: y.sum(0),
     "one-hot @ y": lambda y, k: jnp.einsum("k,kro->ro", _hot(k), y),
     "ones @ y": lambda y, k: jnp.einsum("k,kro->ro", np.ones(PLACES, np.float32), y),
+    "loop of one or the other": lambda y, k: _loop(lambda t: jnp.where(t == k, y[0], y[1])),
+    "loop of some of two": lambda y, k: _loop(lambda t: jnp.where(t == k, y[0], 0.0) + jnp.where(t > k, y[1], 0.0)),
+    "loop of two, times masks": lambda y, k: _loop(lambda t: (t == k) * y[0] + (t > k) * y[1]),
+    "loop of branches": lambda y, k: _loop(lambda t: lax.cond(t == k, lambda: y[0], lambda: y[1])),
+    "loop of places": lambda y, k: _loop(lambda t: y[jnp.array([0, k, 1])[t]]),
     "loop of sums": lambda y, k: lax.fori_loop(0, PLACES, lambda k, c: c + y[k], jnp.zeros(ONE)),
 }
 
