@@ -429,6 +429,13 @@ def test_no_large_array_is_made_for_large_weights():
     assert peak < 50e6
 
 
+def test_a_loop_whose_bound_differs_from_example_to_example_is_followed():
+    def fn(w, x):
+        return jax.vmap(lambda n: jax.lax.fori_loop(0, n, lambda _, c: c + x @ w, jnp.zeros(3)))(jnp.array([2, 4]))
+
+    assert infer_axes(fn, spec(5, 3), spec(5))[""] == WeightAxes((0,), (1,))
+
+
 def test_no_large_array_is_made_to_tell_entries_of_large_weights_apart():
     turn = np.arange(64 * 64) % 64  # a diagonal, over and over
     tracemalloc.start()

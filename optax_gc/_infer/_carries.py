@@ -128,11 +128,11 @@ def carried(
     elif not adds_up or leaks:
         if bare:
             _last(walk, start, mark, step)
-        return (*_last(walk, [*start, *own], mark, step), *outer)
+        return (*_last(walk, [*start, *map(_of_any_case, own)], mark, step), *outer)
     elif any(view.picks for view in own):
         walk.refuse([view for view in own if view.picks], CHOSEN)
         walk.close([*start, *(view for view in own if not view.picks)])
-    elif any(step in view.varying() and any(_varies(tear, step, outside) for tear in view.torn) for view in own):
+    elif any(step in view.varying() and any(varies(tear, step, outside) for tear in view.torn) for view in own):
         walk.refuse([*start, *own], HIDDEN)
     elif indexed := [v for v in own if step and v.along({step}) and v.use and step not in v.use.steps]:
         # What the loop adds up are parts of a product, not products of parts.
@@ -160,12 +160,17 @@ def _last(walk: Walk, views: Sequence[View], mark: View, step: Dim | None) -> li
 
 def _over_steps(view: View, step: Dim | None) -> View:
     """The sum over the steps of a loop, at some of which it may be zero, or another case may be chosen."""
-    view = view.tears(lambda tear: Tear(object()) if isinstance(tear.by, Case) else tear)
+    view = _of_any_case(view)
     steps = view.differing() & {step}
     return view.replace(summed=view.summed | steps, masks=(*view.masks, *view.holes)) if steps else view
 
 
-def _varies(tear: Tear, step: Dim, outside: Sequence[Value]) -> bool:
+def _of_any_case(view: View) -> View:
+    """What is added up over steps, at each of which another case may be chosen."""
+    return view.tears(lambda tear: Tear(object()) if isinstance(tear.by, Case) else tear)
+
+
+def varies(tear: Tear, step: Dim, outside: Sequence[Value]) -> bool:
     """Whether what hides a product may choose the steps that count. Noise and weights hide none for good."""
     by = tear.by
     if step in tear.dims:

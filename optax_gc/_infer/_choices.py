@@ -31,7 +31,7 @@ def select(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
         return [Value(level, choice(walk, moved, which, rank))]
     there = cheap_numbers(which)
     forms = _that_differ([case.views for case in moved]) if there else set()
-    moved = _where_chosen(moved, which, rank, forms)
+    moved = where_chosen(moved, which, rank, forms)
     if which.level == Level.DATA:
         # A choice for each example tells examples apart, as a factor for each does.
         along = [t for t, size in enumerate(eqn.shapes[0]) if size > 1 and t not in which.facts.flat]
@@ -68,7 +68,7 @@ def _with_gradient(views: Sequence[View], others: Sequence[View]) -> list[View]:
     ]
 
 
-def _where_chosen(
+def where_chosen(
     cases: Sequence[Value], which: Value, rank: int, forms: Set[Param | Mark] = frozenset()
 ) -> list[Value]:
     """A hole in what not every case holds, or holds in another form, where another case is chosen."""
@@ -109,7 +109,7 @@ def choice(walk: Walk, cases: Sequence[Value], which: Value, rank: int = 0) -> t
       which: the number of the case.
       rank: along how many axes it is chosen; as a whole by default.
     """
-    cases = _where_chosen(cases, which, rank)
+    cases = where_chosen(cases, which, rank)
     kept: list[View] = []
     products_of = [[view for view in case.views if view.product] for case in cases]
     carried = [{view.of for view in products if isinstance(view.of, Mark)} for products in products_of]

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from optax_gc._infer._arrays import Axis, Dim, Dims, UnfollowedError, size_of
+from optax_gc._infer._carries import varies
 from optax_gc._infer._constants import step_of
 from optax_gc._infer._equation import Equation
-from optax_gc._infer._maths import summed_up
+from optax_gc._infer._maths import HIDDEN, summed_up
 from optax_gc._infer._values import Level, Value
 from optax_gc._infer._views import View, drop, flatten
 from optax_gc._infer._walk import Rule, Walk
@@ -17,8 +18,9 @@ from optax_gc._infer._walk import Rule, Walk
 
 def shard_map(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """Each axis that is cut has its major dim taken off; on the way out it is put back."""
-    outer = walk.blocks
-    walk.blocks = {**{name: Dim(size) for name, size in eqn["mesh"].shape.items()}, **outer}
+    outer = walk.blocks, walk.sharded
+    walk.sharded = ins
+    walk.blocks = {**{name: Dim(size) for name, size in eqn["mesh"].shape.items()}, **outer[0]}
     try:
         inside = [
             dataclasses.replace(v, views=tuple(_along(walk, view, spec, _cut) for view in v.views), known=None)
@@ -27,7 +29,7 @@ def shard_map(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value
         outs = zip(walk.jaxpr(eqn["jaxpr"], inside), eqn["out_specs"], strict=True)
         return [Value(v.level, tuple(_along(walk, view, spec, _put_back) for view in v.views)) for v, spec in outs]
     finally:
-        walk.blocks = outer
+        walk.blocks, walk.sharded = outer
 
 
 def _along(walk: Walk, view: View, spec: Any, move: Callable[[View, int, Dims], View]) -> View:
@@ -47,9 +49,22 @@ def _cut(view: View, t: int, blocks: Dims) -> View:
 
 def _put_back(view: View, t: int, blocks: Dims) -> View:
     view = flatten(view, t)
+    view = _as_batch(view, blocks)
     # What hides it may be another thing on each device.
     view = view.tears(lambda tear: tear._replace(dims=(*blocks, *tear.dims)))
     return view.with_axis(t, Axis((*blocks, *view.axes[t].dims)))
+
+
+def _as_batch(view: View, blocks: Dims) -> View:
+    """Devices that hold other entries, but for blocks of outputs, are a batch that may be added up later."""
+    if view.product and view.use:
+        outputs = {dim for dim in view.visible() - view.shared if dim.size > 1}
+        batch = {dim for coord in view.coords if outputs.isdisjoint(coord.dims) for dim in coord.dims}.intersection(
+            blocks
+        )
+        view.use.shares.update(view.along(batch))
+        view = view.replace(shared=view.shared | batch)
+    return view
 
 
 def _all_blocks(walk: Walk, eqn: Equation, name: str) -> Dims:
@@ -71,13 +86,16 @@ def _summed(walk: Walk, eqn: Equation, view: View, blocks: Dims) -> Iterator[Vie
     """The blocks are summed, under names of their own: the devices may hold other blocks later."""
     own = {block: Dim(block.size) for block in blocks if block in view.differing()}
     gone = set(own.values())
+    if own and view.product and any(varies(tear, block, walk.sharded) for tear in view.torn for block in own):
+        walk.refuse([view], HIDDEN)
+        return
     view = view.rename(own).tears(lambda tear: tear.summed(repr(eqn.eqn.params)))
     if own and not view.product:
         yield view.replace(bad=view.bad or "added up over devices", summed=view.summed | gone)
     elif own and view.use and view.use.steps.isdisjoint(own):
         yield from summed_up(walk, view, view, gone)
     else:
-        yield view.replace(summed=view.summed | gone)
+        yield view.replace(summed=view.summed | gone, masks=(*view.masks, *view.holes) if own else view.masks)
 
 
 def psum(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:

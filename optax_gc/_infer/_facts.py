@@ -45,7 +45,7 @@ def facts_after(eqn: Any, ins: Sequence[Value], result: int) -> Facts:
         # What is not followed may be hidden by something just as well.
         rank = len(aval.shape)
         alongs = [
-            along if len(shape_of(atom)) == rank else frozenset(range(rank))
+            along if len(shape_of(atom)) == rank else frozenset[int]()
             for value, atom in zip(ins, eqn.invars, strict=True)
             for _, along in value.facts.masks
         ]
@@ -98,8 +98,7 @@ def _found(eqn: Any, ins: Sequence[Value], result: int) -> Facts:
     if name in _REDUCED:
         gone = eqn.params["axes"]
         places = {t: o for o, t in enumerate(t for t in range(len(shape_of(eqn.invars[0]))) if t not in gone)}
-        whole = Facts(masks=frozenset(hiding for hiding in first.masks if hiding.along.issuperset(gone)))
-        return Facts(masks=whole.masks_after(axes=(), places=places), zero=first.zero)
+        return Facts(masks=first.masks_after((name, *gone), gone, places), zero=first.zero)
     if name == "dot_general":
         return _multiplied(eqn.params["dimension_numbers"], ins, [len(shape_of(atom)) for atom in eqn.invars])
     return NOTHING
@@ -159,8 +158,8 @@ def _multiplied(numbers: Any, ins: Sequence[Value], ranks: Sequence[int]) -> Fac
         order = [*batch, *(t for t in range(mine) if t not in batch and t not in gone)]
         places = {t: o if o < len(batch) else o - len(batch) + free for o, t in enumerate(order)}
         others = frozenset(range(rank)) - {*places.values()}
-        whole = Facts(masks=frozenset(hiding for hiding in value.facts.masks if hiding.along.issuperset(gone)))
-        masks = frozenset(Hiding(by, along | others) for by, along in whole.masks_after(axes=(), places=places))
+        hidings = value.facts.masks_after(("sum", *gone), gone, places)
+        masks = frozenset(Hiding(by, along | others) for by, along in hidings)
         hot = frozenset[int]() if summed else frozenset(places.get(t, GONE) for t in value.facts.hot)
         facts.append(Facts(hot=hot, masks=masks, zero=value.facts.zero))
         free += len(order) - len(batch)

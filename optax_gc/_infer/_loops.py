@@ -14,7 +14,7 @@ import numpy as np
 
 from optax_gc._infer._arrays import Axis, Dim, blank
 from optax_gc._infer._carries import carried, come_back, unread, without
-from optax_gc._infer._choices import choice, one_of
+from optax_gc._infer._choices import choice, one_of, where_chosen
 from optax_gc._infer._constants import ON_NUMBERS, Constant, fold, step_of
 from optax_gc._infer._equation import Equation, dtype_of, open_jaxpr, shape_of
 from optax_gc._infer._facts import either, facts_of_choice
@@ -56,7 +56,7 @@ def cond(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
             fixed = all(map(is_alone, cases))
             results.append(Value(level, choice(walk, cases, which), told=told, fixed=fixed))
             continue
-        kept = one_of([case.views for case in cases])
+        kept = one_of([case.views for case in where_chosen(cases, which, 0)])
         by_data = which.level == Level.DATA and level != Level.WEIGHT
         if not by_data:
             results.append(Value(level, tuple(kept)))
@@ -138,6 +138,8 @@ def _steps(test: Any, body: Any, tested: Sequence[Value], n_consts: int, carry: 
             return None
         count = _counted(body, n_consts, i - len(tested), known) if i >= len(tested) else None
         sides.append(count or itertools.repeat(known.at({})))
+    if any(shape_of(atom) for atom in compare.invars):
+        return None
     going = itertools.islice(zip(*sides, strict=False), _STEPS)
     for length, pair in enumerate(going):
         if not ON_NUMBERS[compare.primitive.name](*pair):

@@ -20,7 +20,7 @@ from optax_gc._infer._units import has_examples
 from optax_gc._infer._uses import Mark, Param, Use
 from optax_gc._infer._values import GONE, Level, Value, has_met_data, joined, level_behind, level_of
 from optax_gc._infer._views import View, hole, same
-from optax_gc._infer._walk import BY_PARAMETER, ELEMENT, POOLED, Rule, Walk
+from optax_gc._infer._walk import BY_PARAMETER, ELEMENT, POOLED, Rule, Walk, unknown
 
 CHOSEN = "parts that the data choose are added up"
 HIDDEN = "parts of it may be hidden where they are added up"
@@ -50,6 +50,12 @@ def nonlinear(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value
     for value in ins:
         walk.close(value.views, f"enters {short(eqn.name)}")
     return [Value(level_behind(ins))] * len(eqn.outs)
+
+
+def sort(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
+    """The keys are read; what is sorted by them is only moved, nobody knows where to."""
+    keys = eqn["num_keys"]
+    return [*nonlinear(walk, eqn, ins[:keys])[:keys], *unknown(walk, eqn, ins[keys:])[keys:]]
 
 
 def add(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
@@ -168,11 +174,15 @@ def _holed(
     """Where a constant factor is zero, there is no weight, and nothing of what a loop carries where all of it is."""
     if any(isinstance(of, Mark) for of in value.sources) and factor.facts.zero:
         value = dataclasses.replace(value, views=tuple(view for view in value.views if isinstance(view.of, Param)))
-    whole = math.prod(other) == 1 and not (factor.known and factor.known.loops)
-    if not value.views or factor.level > Level.NOISE or whole or len(other) < len(out):
+    if not value.views or factor.level > Level.NOISE:
         return value, shape
     there = cheap_numbers(factor)
-    there = there and (there[0], there[1] != 0)
+    if there and (there[1] != 0).all():
+        return value, shape
+    if there:
+        loops, numbers = there
+        sizes = (*numbers.shape[: len(loops)], *(1,) * (len(out) - len(other)), *numbers.shape[len(loops) :])
+        there = loops, numbers.reshape(sizes) != 0
     by = frozenset([Tear(factor.known or factor.level)])
     return dataclasses.replace(value, views=tuple(hole(v, there, by) for v in placed(value, shape, out))), out
 
@@ -321,6 +331,7 @@ _OTHERS: dict[str, Callable[..., Sequence[Value]]] = {
     "complex": complex_,
     "div": mul,
     "mul": mul,
+    "sort": sort,
     "stop_gradient": stop_gradient,
     "sub": add,
 }

@@ -18,6 +18,7 @@ from optax_gc._infer._views import View, cut, drop, flatten, pad
 from optax_gc._infer._walk import Rule, Walk
 
 PART = "a part that the data choose"
+ACROSS = "is chosen by the data across its axes"
 
 
 def layout(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
@@ -149,12 +150,15 @@ def window(
 def _picked(view: View, t: int, number: Named) -> View:
     """The data choose one position of axis t: the coordinates along it are not known any more."""
     along = set(view.axes[t].dims)
-    coords, picks = list(view.coords), list(view.picks)
+    if any(not along.issuperset(at.dims) for _, at in view.picks if not along.isdisjoint(at.dims)):
+        return view.replace(bad=view.bad or ACROSS)
+    coords = list(view.coords)
+    picks = [(a, at if along.isdisjoint(at.dims) else number) for a, at in view.picks]
     for a, coord in enumerate(view.coords):
         if along.isdisjoint(coord.dims):
             continue
         if not along.issuperset(coord.dims):
-            return view.replace(bad=view.bad or "is chosen by the data across its axes")
+            return view.replace(bad=view.bad or ACROSS)
         coords[a] = Named((), np.zeros((), int))
         picks.append((a, number))
     return view.replace(coords=tuple(coords), picks=tuple(picks))

@@ -288,6 +288,8 @@ def _selection(view: View, sides: Sequence[_Side], k: int, other: Value) -> View
     if loops:
         return None
     matrix = matrix.T if theirs.free[0] else matrix
+    if np.count_nonzero(matrix, 1).max(initial=0) > 1:
+        return None
     t = mine.contracted[0]
     view, new = flatten(view, t), Dim(len(matrix))
     positions, there = (matrix != 0).argmax(1), np.asarray(matrix.any(1))

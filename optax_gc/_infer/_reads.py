@@ -113,7 +113,8 @@ def may_be_added(group: Sequence[View]) -> bool:
 
 def _is_batch(view: View) -> bool:
     left = {dim for dim in view.varying() - view.summed if dim.size > 1}
-    return bool(left & (view.shared | view.grouped) or left - view.visible()) or view.is_placed()
+    chosen = {dim for _, at in view.picks for dim in at.dims}
+    return bool(left & (view.shared | view.grouped | chosen) or left - view.visible()) or view.is_placed()
 
 
 def _is_in_part(view: View) -> bool:

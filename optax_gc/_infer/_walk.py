@@ -78,6 +78,7 @@ class Walk:
         self.aside = False  # what is computed here passes no gradient on
         self.opaque = False  # inside a function with a gradient of its own, where stop_gradient says nothing
         self.blocks: dict[Any, Dim] = {}  # the devices along each axis of the mesh
+        self.sharded: Sequence[Value] = ()  # what the devices were given
         # Logs: what is said later stands behind, so that it can be taken back.
         self.groups: list[Group] = []
         self.remarks: list[Remark] = []

@@ -901,10 +901,6 @@ _HIDES_ALL = {
     "a function of it, and itself": lambda x, t, w: (lambda x: x[:, :2] @ w[:2] + (x * (1 + tanh(x)))[:, 2:] @ w[2:])(
         x * (t > 0)[:, None]
     ),
-    "means of what masks keep": _in_halves(
-        lambda x, t, k: (jnp.stack([x, x + 1, x * x], 1) * (t[:, None] > k + jnp.arange(3))[:, :, None]).mean(1)
-    ),
-    "products with what masks keep": _in_halves(lambda x, t, k: ((x @ x.T) * (t > k)) @ x),
     "rows and columns": lambda x, t, w: (
         lambda on: (x[:, :4] * on[:, None] + x[:, :4] * on)[:, :3] @ w[:3] + (x[:, 3:] * (t > 1)[:, None]) @ w[3:]
     )(t > 0),
@@ -934,7 +930,15 @@ _HIDES_ALL = {
         0, 4, lambda k, y: y + (x * (t > k)[:, None]) @ w, jnp.zeros((4, 6))
     ),
 }
+# Sums of what masks keep are zero where they keep nothing, which need not be at once.
+_HIDES_SUMS = {
+    "means of what masks keep": _in_halves(
+        lambda x, t, k: (jnp.stack([x, x + 1, x * x], 1) * (t[:, None] > k + jnp.arange(3))[:, :, None]).mean(1)
+    ),
+    "products with what masks keep": _in_halves(lambda x, t, k: ((x @ x.T) * (t > k)) @ x),
+}
 HIDDEN = [
+    *spelled("hidden by data, in sums", _HIDES_SUMS, [x_(4, 5), x_(4, dtype=jnp.int32)], w=alone("5 6")),
     *spelled("hidden by data, all at once", _HIDES_ALL, [x_(4, 5), x_(4, dtype=jnp.int32)], w=w("i5 o6")),
     *spelled("hidden alike", _ALIKE, [x_(4, 5), x_(4, dtype=jnp.bool_)], w=w("i2 i5 o6")),
 ]

@@ -28,6 +28,10 @@ def _stacked(x: jax.Array, w: jax.Array) -> jax.Array:
     return jnp.stack([x[k] @ w[k] for k in range(len(w))])
 
 
+def _flat(x: jax.Array, w: jax.Array) -> jax.Array:
+    return _products(x, w).reshape(len(w), R * OUT)
+
+
 def _swapped_gate(x: jax.Array, w: jax.Array) -> jax.Array:
     a, b = x[0] @ w[0], x[1] @ w[1]
     gate = jax.nn.sigmoid(a[:, :2])
@@ -551,6 +555,135 @@ CASES = [
         "entries in another order, and more of the same added",
         lambda x, w: tanh(jnp.roll(_products(x, w), 1, 0) + _products(x[::-1], w[::-1])),
         x_(3, R, IN),
+        w=alone("3 5 4"),
+    ),
+    *spelled(
+        "experts of which data mask two",
+        {
+            "one-hots, added": lambda x, i, w: (
+                (m := jax.nn.one_hot(i, 3).sum(1)) is not None and sum((m[:, k, None] * x) @ w[k] for k in range(3))
+            ),
+            "one-hots times weights": lambda x, i, w: (
+                (m := jnp.einsum("bke,bk->be", jax.nn.one_hot(i, 3), x[:, :2])) is not None
+                and sum((m[:, k, None] * x) @ w[k] for k in range(3))
+            ),
+            "cases, in a loop": lambda x, i, w: lax.scan(
+                lambda c, a: (c + (a[0] * x) @ a[1], None),
+                jnp.zeros((R, OUT)),
+                (jnp.select([jnp.arange(3) == i[0, 0], jnp.arange(3) == i[0, 1]], [1.0, 2.0], 0.0), w),
+            )[0],
+            "branches": lambda x, i, w: sum(
+                x @ lax.cond(i[0, 0] == k, lambda k=k: w[k], lambda: jnp.zeros((IN, OUT))) for k in range(3)
+            ),
+        },
+        [x_(R, IN), tokens(R, 2)],
+        w=alone("3 5 4"),
+    ),
+    *spelled(
+        "constants that are zero for some, added up",
+        {
+            "numbers": lambda x, w: sum(c * (x[k] @ w[k]) for k, c in enumerate([1.0, 1.0, 0.0])),
+            "steps": lambda x, w: lax.fori_loop(0, 3, lambda t, c: c + (t < 2) * (x[t] @ w[t]), _ZERO),
+            "sums so far": lambda x, w: lax.fori_loop(0, 3, lambda t, c: (t > 1) * c + x[t] @ w[t], _ZERO),
+            "scanned": lambda x, w: lax.scan(
+                lambda c, a: (c + a[0] * (a[1] @ a[2]), None), _ZERO, (jnp.array([1.0, 1.0, 0.0]), x, w)
+            )[0],
+            "branches": lambda x, w: lax.scan(
+                lambda c, a: (c + a[1] @ lax.cond(a[0] < 2, lambda: a[2], lambda: jnp.zeros((IN, OUT))), None),
+                _ZERO,
+                (jnp.arange(3), x, w),
+            )[0],
+        },
+        x_(3, R, IN),
+        w=alone("3 5 4"),
+    ),
+    *spelled(
+        "experts chosen, chosen again, and added up",
+        {
+            "rows": lambda x, e, o, w: jnp.einsum("ni,nio->no", x, w[e])[o].reshape(2, 2, OUT).sum(1),
+            "ragged": lambda x, e, o, w: lax.ragged_dot(x, w, e[:3])[o].reshape(2, 2, OUT).sum(1),
+            "in a mixed order": lambda x, e, o, w: jnp.cumsum(jnp.einsum("ni,kio->nko", x, w)[np.arange(4), e % 3], 0),
+        },
+        [x_(4, IN), tokens(4), tokens(4)],
+        w=alone("3 5 4"),
+    ),
+    case(
+        "a sum so far that is shown, of which the data choose each step",
+        lambda x, e, w: lax.scan(
+            lambda c, a: (n := c + jnp.where(a[1] == 0, a[0] @ w[0], a[0] @ w[1])) is not None and (n, n),
+            jnp.zeros((R, OUT)),
+            (x, e),
+        )[1],
+        [_ENTRIES, tokens(K)],
+        w=alone(f"2 {_W}"),
+    ),
+    *spelled(
+        "a product sorted by other keys, and added up",
+        {
+            "sort": lambda x, e, w: lax.sort((jnp.broadcast_to(e[:, None], (3, 12)), _flat(x, w)), 0, num_keys=1)[1][
+                :2
+            ].sum(0),
+            "shuffled": lambda x, e, w: jax.random.permutation(
+                jax.random.key(0), _flat(x, w), axis=0, independent=True
+            )[:2].sum(0),
+        },
+        [x_(3, R, IN), tokens(3)],
+        w=alone("3 5 4"),
+    ),
+    *spelled(
+        "products of devices, put side by side and added up",
+        {
+            "out": lambda x, w: sharded(lambda x, w: x @ w, (P("model"), P("model")), P("model"), check_vma=False)(
+                x, w
+            ).sum(0),
+            "all_gather": lambda x, w: sharded(
+                lambda x, w: lax.all_gather(x[0] @ w[0], "model").sum(0), (P("model"), P("model")), P(), check_vma=False
+            )(x, w),
+        },
+        _ENTRIES,
+        w=alone(f"2 {_W}"),
+    ),
+    case(
+        "outputs of devices, put side by side, and their norm",
+        lambda x, w: (
+            (y := sharded(lambda x, w: x @ w, (P(), P(None, "model")), P(None, "model"), check_vma=False)(x, w))
+            is not None
+            and tanh(y - y.mean(-1, keepdims=True))
+        ),
+        x_(R, IN),
+        w=w("i5 o4"),
+    ),
+    *spelled(
+        "an expert on each device, of which the data choose one",
+        {
+            "psum": lambda x, e, w: sharded(
+                lambda x, e, w: lax.psum(jnp.where((e == lax.axis_index("model"))[:, None], x @ w[0], 0.0), "model"),
+                (P(), P(), P("model")),
+                P(),
+                check_vma=False,
+            )(x, e, w),
+            "times": lambda x, e, w: sharded(
+                lambda x, e, w: lax.psum((e == lax.axis_index("model"))[:, None] * x @ w[0], "model"),
+                (P(), P(), P("model")),
+                P(),
+                check_vma=False,
+            )(x, e, w),
+        },
+        [x_(R, IN), tokens(R)],
+        w=alone(f"2 {_W}"),
+    ),
+    case(
+        "inputs on each device, of rows that the data mask",
+        lambda x, e, w: sharded(
+            lambda x, w: lax.psum(x @ w, "model"), (P(None, "model"), P("model")), P(), check_vma=False
+        )(jnp.where((e > 0)[:, None], x, 0.0), w),
+        [x_(R, 6), tokens(R)],
+        w=w("i6 o4"),
+    ),
+    case(
+        "the sum of a constant that is one in one place",
+        lambda x, w: x @ jnp.tensordot(jnp.broadcast_to(jnp.eye(3)[:1, :1], (1, 3)), w, 1)[0],
+        x_(R, IN),
         w=alone("3 5 4"),
     ),
 ]
