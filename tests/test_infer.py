@@ -429,6 +429,17 @@ def test_no_large_array_is_made_for_large_weights():
     assert peak < 50e6
 
 
+@pytest.mark.parametrize("turned", [lambda h: h, lambda h: h[:, ::-1], lambda h: jnp.cumsum(h, 1)])
+def test_sums_of_sums_are_no_more_than_what_they_are_made_of(turned):
+    def fn(w, x):
+        h = x @ w
+        for _ in range(60):  # 2 ** 60 summands, but for those that are the same
+            h = h + 0.5 * turned(h)
+        return jnp.tanh(h)
+
+    assert infer_axes(fn, spec(5, 4), spec(3, 5))[""] == WeightAxes((0,), (1,))
+
+
 def test_a_loop_whose_bound_differs_from_example_to_example_is_followed():
     def fn(w, x):
         return jax.vmap(lambda n: jax.lax.fori_loop(0, n, lambda _, c: c + x @ w, jnp.zeros(3)))(jnp.array([2, 4]))

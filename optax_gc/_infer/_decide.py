@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from optax_gc._axes import WeightAxes
-from optax_gc._infer._judge import judge
+from optax_gc._infer._judge import JOINT, Verdict, judge
 from optax_gc._infer._names import short
 from optax_gc._infer._uses import Param, Tier
 from optax_gc._infer._walk import Group, Walk
@@ -35,13 +36,17 @@ def votes_of(walk: Walk) -> dict[Param, list[Vote]]:
         votes[remark.of].append(Vote(remark.tier, None, remark.reason, remark.trail))
     # What is read again and again is judged once.
     groups = {frozenset(group.views): (group, Tier.WITH_DATA) for group in walk.groups}
+    times = collections.Counter[Param]()
     for use, view in walk.products.items():
         if use not in walk.ended and isinstance(view.of, Param):
             groups[frozenset([view])] = (Group(view.of, [view]), Tier.UNREAD)
+            times[view.of] += 1
     for group, least in groups.values():
         if all(view.is_pooled() and walk.is_settled(view) for view in group.views):
             continue
         verdict = judge(group.views, group.of)
+        if least == Tier.UNREAD and times[group.of] > 1 and verdict and verdict.axes and verdict.axes.batch_axes:
+            verdict = Verdict(None, JOINT)  # Nobody knows which of them were added up.
         uses = [(view, view.use) for view in group.views if view.use]
         if verdict is not None and uses:
             tier = min(max(use.tier, Tier.NO_GRADIENT if view.stopped else least) for view, use in uses)

@@ -18,7 +18,7 @@ from optax_gc._infer._masks import Tear
 from optax_gc._infer._names import ELEMENTWISE, NONLINEAR, REDUCTIONS, SAME, short
 from optax_gc._infer._units import has_examples
 from optax_gc._infer._uses import Mark, Param, Use
-from optax_gc._infer._values import GONE, Level, Value, has_met_data, joined, level_behind, level_of
+from optax_gc._infer._values import GONE, Level, Value, has_met_data, joined, level_behind, level_of, once_each
 from optax_gc._infer._views import View, hole, same
 from optax_gc._infer._walk import BY_PARAMETER, ELEMENT, POOLED, Rule, Walk, unknown
 
@@ -78,7 +78,7 @@ def add(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
                 walk.close([view], "added to the data")
             elif not walk.is_settled(view) or any(isinstance(of, Mark) for of in other.sources):
                 views.append(view)
-    return [Value(level, tuple(views))]
+    return [Value(level, once_each(views))]
 
 
 def _need_no_comparison(walk: Walk, level: Level, a: Value, b: Value) -> bool:

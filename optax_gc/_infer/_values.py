@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import enum
 import functools
@@ -14,7 +15,7 @@ from optax_gc._infer._arrays import LIMIT, Axis, Dim, UnfollowedError
 from optax_gc._infer._constants import KINDS, Constant, numbers_of
 from optax_gc._infer._masks import TURNED, Hiding, Mask, Tear
 from optax_gc._infer._uses import Mark, Param, Use
-from optax_gc._infer._views import View
+from optax_gc._infer._views import View, same
 
 
 class Level(enum.IntEnum):
@@ -198,3 +199,17 @@ def hidden_by(data: Value, inputs: Iterable[int], axes: Mapping[int, Axis]) -> f
       axes: where each other axis of the data lies.
     """
     return frozenset(hiding.on(axes) for hiding in data.facts.masks if hiding.along.issuperset(inputs))
+
+
+def once_each(views: Iterable[View]) -> tuple[View, ...]:
+    """The views of a sum, those that say the same once: sums of sums would grow without end.
+
+    What has no coordinates is kept twice, as that may be two different things.
+    """
+    kept: dict[object, list[View]] = collections.defaultdict(list)
+    for view in views:
+        known = kept[view.of, view.use, view.stopped]
+        enough = sum(other.lost for other in known) > 1 if view.lost else any(same(view, other) for other in known)
+        if not enough:
+            known.append(view)
+    return tuple(view for group in kept.values() for view in group)

@@ -686,4 +686,16 @@ CASES = [
         x_(R, IN),
         w=alone("3 5 4"),
     ),
+    case(
+        "blocks of a block-diagonal kernel",
+        lambda x, w: tanh(x @ (jnp.eye(3)[:, None, :, None] * w[:, :, None, :]).reshape(15, 12)),
+        x_(R, 15),
+        w=w("b3 i5 o4"),
+    ),
+    case(
+        "products that only a gradient knows, added",
+        lambda x, w: jax.grad(lambda a: (tanh(a) @ w[0] + a @ w[1]).sum())(x),
+        x_(R, IN),
+        w=alone(f"2 {_W}"),
+    ),
 ]

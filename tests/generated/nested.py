@@ -32,7 +32,7 @@ _STEPS: dict[str, Step] = {
     "where(data, a, b)": lambda a, b, d: jnp.where(d["g"] > 1, a, b),
     "cond(data, a, b)": lambda a, b, d: lax.cond(d["g"][0, 0] > 1, lambda: a, lambda: b),
     "a with a row of b": lambda a, b, d: jnp.concatenate([a[1:], b[:1]]),
-    "2 a + 3 b": lambda a, b, d: 2 * a + 3 * b,
+    "a / 2 + b / 3": lambda a, b, d: a / 2 + b / 3,
     "zeros": lambda a, b, d: jnp.zeros_like(a),
     "data": lambda a, b, d: d["d"],
     "where(data, a, 0)": lambda a, b, d: jnp.where(d["g"] > 1, a, 0),
