@@ -86,7 +86,7 @@ def _summed(walk: Walk, eqn: Equation, view: View, blocks: Dims) -> Iterator[Vie
     """The blocks are summed, under names of their own: the devices may hold other blocks later."""
     own = {block: Dim(block.size) for block in blocks if block in view.differing()}
     gone = set(own.values())
-    if own and view.product and any(varies(tear, block, walk.sharded) for tear in view.torn for block in own):
+    if own and any(varies(tear, block, walk.sharded) for tear in view.torn for block in own):
         walk.refuse([view], HIDDEN)
         return
     view = view.rename(own).tears(lambda tear: tear.summed(repr(eqn.eqn.params)))

@@ -602,6 +602,7 @@ CASES = [
         {
             "rows": lambda x, e, o, w: jnp.einsum("ni,nio->no", x, w[e])[o].reshape(2, 2, OUT).sum(1),
             "ragged": lambda x, e, o, w: lax.ragged_dot(x, w, e[:3])[o].reshape(2, 2, OUT).sum(1),
+            "of several": lambda x, e, o, w: jnp.einsum("ni,nmio->nmo", x, w[jnp.stack([e, e + 1], 1)])[o].sum(1),
             "in a mixed order": lambda x, e, o, w: jnp.cumsum(jnp.einsum("ni,kio->nko", x, w)[np.arange(4), e % 3], 0),
         },
         [x_(4, IN), tokens(4), tokens(4)],
@@ -636,6 +637,9 @@ CASES = [
             "out": lambda x, w: sharded(lambda x, w: x @ w, (P("model"), P("model")), P("model"), check_vma=False)(
                 x, w
             ).sum(0),
+            "two of them": lambda x, w: (lambda y: y[0] + y[1])(
+                sharded(lambda x, w: x @ w, (P("model"), P("model")), P("model"), check_vma=False)(x, w)
+            ),
             "all_gather": lambda x, w: sharded(
                 lambda x, w: lax.all_gather(x[0] @ w[0], "model").sum(0), (P("model"), P("model")), P(), check_vma=False
             )(x, w),
@@ -673,6 +677,17 @@ CASES = [
         w=alone(f"2 {_W}"),
     ),
     case(
+        "the last stage of a pipeline",
+        lambda x, w: sharded(
+            lambda x, w: lax.psum(jnp.where(lax.axis_index("model") == 1, x @ w[0], 0.0), "model"),
+            (P(), P("model")),
+            P(),
+            check_vma=False,
+        )(x, w),
+        x_(R, IN),
+        w=w("b2 i5 o4"),
+    ),
+    case(
         "inputs on each device, of rows that the data mask",
         lambda x, e, w: sharded(
             lambda x, w: lax.psum(x @ w, "model"), (P(None, "model"), P("model")), P(), check_vma=False
@@ -697,5 +712,27 @@ CASES = [
         lambda x, w: jax.grad(lambda a: (tanh(a) @ w[0] + a @ w[1]).sum())(x),
         x_(R, IN),
         w=alone(f"2 {_W}"),
+    ),
+    case(
+        "products that only a gradient knows, and the same that are read",
+        lambda x, w: (
+            tanh(x @ w[0]),
+            tanh(x @ w[1]),
+            jax.grad(lambda a: (tanh(a) @ w[0] + a @ w[1]).sum())(x),
+        ),
+        x_(R, IN),
+        w=w("b2 i5 o4"),
+    ),
+    case(
+        "whole products that only a gradient knows",
+        lambda x, w: jax.grad(lambda a: (tanh(a) @ w + a @ w).sum())(x),
+        x_(R, IN),
+        w=w("i5 o4"),
+    ),
+    case(
+        "a product and itself without a gradient",
+        lambda x, z, w: (y := x @ w) is not None and (tanh(lax.stop_gradient(y) + y), z @ lax.stop_gradient(w).T),
+        [x_(R, IN), x_(R, OUT)],
+        w=w("i5 o4"),
     ),
 ]
