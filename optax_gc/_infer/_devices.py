@@ -59,9 +59,8 @@ def _as_batch(view: View, blocks: Dims) -> View:
     """Devices that hold other entries, but for blocks of outputs, are a batch that may be added up later."""
     if view.product and view.use:
         outputs = {dim for dim in view.visible() - view.shared if dim.size > 1}
-        batch = {dim for coord in view.coords if outputs.isdisjoint(coord.dims) for dim in coord.dims}.intersection(
-            blocks
-        )
+        entries = {dim for coord in view.coords if outputs.isdisjoint(coord.dims) for dim in coord.dims}
+        batch = entries.intersection(blocks)
         view.use.shares.update(view.along(batch))
         view = view.replace(shared=view.shared | batch)
     return view

@@ -55,7 +55,10 @@ def nonlinear(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value
 def sort(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """The keys are read; what is sorted by them is only moved, nobody knows where to."""
     keys = eqn["num_keys"]
-    return [*nonlinear(walk, eqn, ins[:keys])[:keys], *unknown(walk, eqn, ins[keys:])[keys:]]
+    for value in ins[keys:]:
+        walk.refuse([view for view in value.views if not view.product], f"enters {short(eqn.name)}")
+    products = [Value(v.level, tuple(view for view in v.views if view.product)) for v in ins[keys:]]
+    return [*nonlinear(walk, eqn, ins[:keys])[:keys], *unknown(walk, eqn, products)[keys:]]
 
 
 def add(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
@@ -177,7 +180,9 @@ def _holed(
     if not value.views or factor.level > Level.NOISE:
         return value, shape
     there = cheap_numbers(factor)
-    if there and (there[1] != 0).all():
+    # A number that nobody knows is not taken for zero.
+    unknown_number = math.prod(other) == 1 and not there and not (factor.known and factor.known.loops)
+    if unknown_number or (there and (there[1] != 0).all()):
         return value, shape
     if there:
         loops, numbers = there

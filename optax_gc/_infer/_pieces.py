@@ -129,7 +129,7 @@ def window(
     """
     whole = view.axes[t].length
     if isinstance(start, Named):
-        # Where the data choose, nobody knows of two which are there, not even that one of them is not.
+        # Of two that exclude each other the data may choose one after the other, and add them up.
         view = view.rename({dim: Dim(dim.size) for dim in view.axes[t].dims})
         out = blank(size)
         chosen = (*start.dims, *out.dims)

@@ -735,4 +735,15 @@ CASES = [
         [x_(R, IN), x_(R, OUT)],
         w=w("i5 o4"),
     ),
+    *spelled(
+        "products times a number that nobody knows, added up",
+        {
+            "drawn": lambda x, w: sum(jax.random.normal(jax.random.key(0)) * (x[k] @ w[k]) for k in range(2)),
+            "solved": lambda x, w: lax.scan(
+                lambda c, a: (c + jnp.linalg.inv(2 * jnp.eye(2))[0, 0] * (a[0] @ a[1]), None), _ZERO, (x, w)
+            )[0],
+        },
+        _ENTRIES,
+        w=w("i2 i5 o4"),
+    ),
 ]
