@@ -395,6 +395,13 @@ def test_an_operation_in_another_form_is_unknown_and_nothing_that_its_rule_said_
     assert "unknown operation transpose" in plan.why[""]
 
 
+def test_a_weight_that_is_sorted_by_other_keys_says_so():
+    def fn(w, x):
+        return x @ jax.lax.sort((jnp.arange(12.0).reshape(4, 3), w), num_keys=1)[1]
+
+    assert infer_axes(fn, spec(4, 3), spec(2, 4)).why[""].startswith("enters sort at ")
+
+
 def test_a_rule_that_gives_up_late_takes_back_what_it_said(monkeypatch):
     def late(walk, eqn, ins):
         walk.refuse([view for value in ins for view in value.views], "said too early")

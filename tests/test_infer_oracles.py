@@ -59,7 +59,8 @@ def test_no_axis_of_a_chain_of_parameters_is_wrong_and_what_is_undecided_is_know
         *((jacobian, seed) for seed in (21997, 22098)),
         *((loops, seed) for seed in (30500397, 30500497)),
         *((nested, seed) for seed in (2086, 2214, 820000275)),
-        (reads, 1200001555),
+        (placed, 1500000435),
+        *((reads, seed) for seed in (1200001555, 1500000025)),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
