@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence, Set
 
 from optax_gc._infer._arrays import Dim
@@ -99,10 +100,11 @@ def carried(
     # What an operation that is not followed puts beside it adds nothing to it, as a write does not.
     lost = all(view.lost for view in own)
     stays = all((lost and view.lost) or same(view.replace(torn=frozenset()), mark) for view in mine)
+    differs = functools.partial(_differs, step=step)
     in_part = (bool(mine) and not adds_up) or (leaks and (bool(mine) or added))
-    if walk.reads.carry_in_part(mark.of) and any(step in view.varying() for view in own):
+    if walk.reads.carry_in_part(mark.of) and any(map(differs, own)):
         walk.refuse([*start, *own], IN_PART)
-    elif not stays or (in_part and not read and any(step in view.varying() for view in own)):
+    elif not stays or (in_part and not read and any(map(differs, own))):
         walk.refuse([*start, *own], MOVES)
     elif read:
         # What is read together with the sum so far is read together with what that is made of.
@@ -111,9 +113,9 @@ def carried(
                 view.of is mark.of for view in group.beside
             ):
                 # At some steps it goes on as it is.
-                walk.refuse([view for view in group.views if step in view.varying()], IN_PART)
+                walk.refuse([view for view in group.views if differs(view)], IN_PART)
             together = mine and any(same(view, mark) for view in group.beside)
-            if together and not any(step in view.varying() for view in (*group.views, *own)):
+            if together and not any(map(differs, (*group.views, *own))):
                 more = [view for view in (*start, *own) if view.of is group.of]
                 if any(view.lost for view in more):
                     walk.refuse(more, UNFINISHED)
@@ -132,11 +134,11 @@ def carried(
     elif any(view.picks for view in own):
         walk.refuse([view for view in own if view.picks], CHOSEN)
         walk.close([*start, *(view for view in own if not view.picks)])
-    elif any(step in view.varying() and any(varies(tear, step, outside) for tear in view.torn) for view in own):
+    elif any(step in view.differing() and any(varies(tear, step, outside) for tear in view.torn) for view in own):
         walk.refuse([*start, *own], HIDDEN)
     elif indexed := [v for v in own if step and v.along({step}) and v.use and step not in v.use.steps]:
         # What the loop adds up are parts of a product, not products of parts.
-        batches = any(v.use.shares & v.along({step}) for v in indexed if v.use and step)
+        batches = any(v.use.shares & v.along({step}) or _may_be_added(v, step) for v in indexed if v.use and step)
         several = len({view.use for view in own}) > len({view.of for view in own})
         (walk.refuse if batches or several else walk.close)([*start, *own], POOLED)
         return (*unread(own, tuple(axis.length for axis in mark.axes)), *outer)
@@ -150,12 +152,23 @@ def _last(walk: Walk, views: Sequence[View], mark: View, step: Dim | None) -> li
     on: list[View] = []
     for of in {view.of: None for view in views}:
         group = [view for view in views if view.of is of and not walk.is_settled(view)]
-        if any(view.varying() - view.summed - view.shared - view.visible() - {step} for view in group):
-            walk.refuse(group, MOVES)  # A loop around it may add it up.
+        if any(_may_be_added(view, step) for view in group):
+            walk.refuse(group, MOVES)
         elif group:
             # Judged together, they are one sum, and none of what the loop gives step by step.
             on += map(_as_another, walk.judged_on(group, tuple(axis.length for axis in mark.axes))[:1])
     return on
+
+
+def _differs(view: View, step: Dim | None) -> bool:
+    """Whether another thing may be added at each step."""
+    chosen = any(isinstance(tear.by, Case) or step in tear.dims for tear in view.torn)
+    return chosen or step in view.differing()
+
+
+def _may_be_added(view: View, step: Dim | None) -> bool:
+    """Whether a loop around this one, or devices, may add it up."""
+    return bool(view.varying() - view.summed - view.shared - view.visible() - {step})
 
 
 def _over_steps(view: View, step: Dim | None) -> View:

@@ -54,6 +54,16 @@ _IN_A_BRANCH: dict[str, Any] = {
 }
 
 
+def _read_last(y: jax.Array) -> jax.Array:
+    """What is read of sums so far at the last step alone."""
+
+    def step(c: jax.Array, a: Any) -> Any:
+        c = c + a[1]
+        return c, lax.cond(a[0] > 1, relu, jnp.zeros_like, c)
+
+    return lax.scan(step, _ZERO, (jnp.arange(3), y))[1]
+
+
 def _last_step(f: Any) -> Any:
     return lambda x, w: lax.fori_loop(0, K, lambda k, c: f(k, c + x[k] @ w[k]), _ZERO)
 
@@ -745,5 +755,32 @@ CASES = [
         },
         _ENTRIES,
         w=w("i2 i5 o4"),
+    ),
+    *spelled(
+        "sums so far of one of two products at each step, read at the last step",
+        {
+            "chosen by constants": lambda x, w: _read_last(
+                lax.map(lambda t: jnp.where(t == 0, x[0] @ w[0], x[1] @ w[1]), jnp.arange(3))
+            ),
+            "hidden by constants": lambda x, w: _read_last(
+                lax.map(
+                    lambda t: jnp.where(t == 0, x[0] @ w[0], 0.0) + jnp.where(t == 0, 0.0, x[1] @ w[1]), jnp.arange(3)
+                )
+            ),
+            "written out": lambda x, w: _read_last(jnp.stack([x[0] @ w[0], x[1] @ w[1], x[1] @ w[1]])),
+        },
+        x_(3, R, IN),
+        w=alone("3 5 4"),
+    ),
+    case(
+        "one product on each device, added up by a loop of one step, then on devices",
+        lambda x, w: sharded(
+            lambda x, w: lax.scan(lambda c, a: (c + a, None), _ZERO, (x[..., None] * w[:, None]).sum(-2))[0][None],
+            (P("model"), P("model")),
+            P("model"),
+            check_vma=False,
+        )(x, w).sum(0),
+        _ENTRIES,
+        w=alone("2 5 4"),
     ),
 ]

@@ -109,17 +109,17 @@ def _spread(make: Maker, spec: Spec, n: int) -> Around | None:
     ways = ["side by side", "psum", "masked", "masked by data", "all_gather", "ppermute", "own of all"]
     cut = [k for k, (role, size) in enumerate(spec) if role in ("batch", "row") and size % n == 0]
     joined = [k for k, (role, _) in enumerate(spec) if role == "batch"]
-    ways += ["psum_scatter", "all_to_all"] * bool(cut) + ["joined"] * bool(joined)
+    ways += ["psum_scatter"] * bool(cut) + ["joined"] * bool(joined)
     how, vmapped = make.choice(ways), make.chance(0.2)
     mask = make.integers(2, n)
     mask[make.random.randrange(n)] = 1
     which = make.index(n) if how == "masked by data" else ""
     make.masked |= how in ("masked", "masked by data")
     axis = f"d{make.random.randrange(10**6)}"  # a name of its own
-    k = make.choice(cut) if how in ("psum_scatter", "all_to_all") else make.choice(joined) if how == "joined" else 0
+    k = make.choice(cut) if how == "psum_scatter" else make.choice(joined) if how == "joined" else 0
     adds = how in ("side by side", "all_gather", "ppermute", "own of all")
     new = (Axis("batch", n), *spec) if adds else spec
-    if how in ("joined", "all_to_all"):
+    if how == "joined":
         new = _resized(spec, k, n * spec[k].size)
     whole = how in ("psum", "masked", "masked by data", "all_gather")  # what every device has
 
@@ -134,8 +134,6 @@ def _spread(make: Maker, spec: Spec, n: int) -> Around | None:
                 return lax.psum(v, axis)
             if how == "psum_scatter":
                 return lax.psum_scatter(v, axis, scatter_dimension=k, tiled=True)
-            if how == "all_to_all":
-                return lax.all_to_all(v, axis, k, k, tiled=True)
             if how == "all_gather":
                 return lax.all_gather(v, axis)
             if how == "own of all":
@@ -144,7 +142,7 @@ def _spread(make: Maker, spec: Spec, n: int) -> Around | None:
                 v = lax.ppermute(v, axis, [(i, (i + 1) % n) for i in range(n)])
             return v if how == "joined" else v[None]
 
-        out = None if whole else k if how in ("psum_scatter", "joined", "all_to_all") else 0
+        out = None if whole else k if how in ("psum_scatter", "joined") else 0
         if vmapped or not {APART, SPREAD}.isdisjoint(env):
             own = jax.tree.map(lambda a: a.reshape(n, a.shape[0] // n, *a.shape[1:]), items)
             y = jax.vmap(on_device, axis_name=axis)(own)
@@ -216,7 +214,7 @@ def _by_data(make: Maker, spec: Spec, k: int, depth: int) -> Step:
     """Places that data choose, or order."""
     make.masked = True
     n, m = spec[k].size, make.choice([1, 2, 3])
-    how = make.choice(["take", "one-hot", "top mask", "sorted", "put"])
+    how = make.choice(["take", "top", "sorted", "put"])
     name = make.data(n) if how == "sorted" else make.index(n, n if how == "put" else m)
     lift = [n if i == k else 1 for i in range(len(spec))]
 
@@ -224,15 +222,13 @@ def _by_data(make: Maker, spec: Spec, k: int, depth: int) -> Step:
         d = env[name]
         if how == "take":
             return jnp.take(y, d, k)
-        if how == "one-hot":
-            return jnp.moveaxis(jnp.tensordot(jax.nn.one_hot(d, n), y, (1, k)), 0, k)
-        if how == "top mask":
-            return y * jax.nn.one_hot(d, n).sum(0).reshape(lift)
+        if how == "top":
+            return jnp.where(jax.nn.one_hot(d, n).sum(0).reshape(lift) > 0, y, 0.0)
         if how == "sorted":
             return jnp.take(y, jnp.argsort(d), k)
         return jnp.zeros_like(y).at[_at(k, d)].set(y)
 
-    return f"{how} by {name} on {k}", run, _resized(spec, k, m if how in ("take", "one-hot") else n)
+    return f"{how} by {name} on {k}", run, _resized(spec, k, m if how == "take" else n)
 
 
 def _chosen(make: Maker, spec: Spec, k: int, depth: int) -> Step:
