@@ -11,6 +11,7 @@ from optax_gc._infer._constants import Constant
 from optax_gc._infer._equation import Shape
 from optax_gc._infer._masks import Case, Mask, Tear
 from optax_gc._infer._maths import CHOSEN, HIDDEN
+from optax_gc._infer._reads import batch_of
 from optax_gc._infer._uses import Mark, Param
 from optax_gc._infer._values import Level, Value
 from optax_gc._infer._views import View, same
@@ -52,7 +53,12 @@ def unread(views: Sequence[View], shape: Shape) -> list[View]:
     What a loop around carries goes on with them, as it may be what they are added to.
     """
     first = {view.of: view for view in views if isinstance(view.of, Mark) or view.product}
-    return [_as_another(view.lose(shape)) for view in first.values()]
+    return [_as_another(_lost(view, shape)) for view in first.values()]
+
+
+def _lost(view: View, shape: Shape) -> View:
+    there = tuple(axis.length for axis in view.axes) == shape
+    return view if view.lost and view.picks and there else view.lose(shape)
 
 
 def _as_another(view: View) -> View:
@@ -100,11 +106,11 @@ def carried(
     # What an operation that is not followed puts beside it adds nothing to it, as a write does not.
     lost = all(view.lost for view in own)
     stays = all((lost and view.lost) or same(view.replace(torn=frozenset()), mark) for view in mine)
-    differs = functools.partial(_differs, step=step)
+    differing = functools.partial(differs, step=step)
     in_part = (bool(mine) and not adds_up) or (leaks and (bool(mine) or added))
-    if walk.reads.carry_in_part(mark.of) and any(map(differs, own)):
+    if walk.reads.carry_in_part(mark.of) and any(map(differing, own)):
         walk.refuse([*start, *own], IN_PART)
-    elif not stays or (in_part and not read and any(map(differs, own))):
+    elif not stays or (in_part and not read and any(map(differing, own))):
         walk.refuse([*start, *own], MOVES)
     elif read:
         # What is read together with the sum so far is read together with what that is made of.
@@ -113,9 +119,9 @@ def carried(
                 view.of is mark.of for view in group.beside
             ):
                 # At some steps it goes on as it is.
-                walk.refuse([view for view in group.views if differs(view)], IN_PART)
+                walk.refuse([view for view in group.views if differing(view)], IN_PART)
             together = mine and any(same(view, mark) for view in group.beside)
-            if together and not any(map(differs, (*group.views, *own))):
+            if together and not any(map(differing, (*group.views, *own))):
                 more = [view for view in (*start, *own) if view.of is group.of]
                 if any(view.lost for view in more):
                     walk.refuse(more, UNFINISHED)
@@ -141,7 +147,7 @@ def carried(
         batches = any(v.use.shares & v.along({step}) or _may_be_added(v, step) for v in indexed if v.use and step)
         several = len({view.use for view in own}) > len({view.of for view in own})
         (walk.refuse if batches or several else walk.close)([*start, *own], POOLED)
-        return (*unread(own, tuple(axis.length for axis in mark.axes)), *outer)
+        return (*_still_batches(walk, own, unread(own, tuple(axis.length for axis in mark.axes))), *outer)
     else:
         return (*start, *(_over_steps(view, step) for view in own), *outer)
     return tuple(outer)
@@ -156,19 +162,26 @@ def _last(walk: Walk, views: Sequence[View], mark: View, step: Dim | None) -> li
             walk.refuse(group, MOVES)
         elif group:
             # Judged together, they are one sum, and none of what the loop gives step by step.
-            on += map(_as_another, walk.judged_on(group, tuple(axis.length for axis in mark.axes))[:1])
+            lost = walk.judged_on(group, tuple(axis.length for axis in mark.axes))[:1]
+            on += map(_as_another, _still_batches(walk, group, lost))
     return on
 
 
-def _differs(view: View, step: Dim | None) -> bool:
-    """Whether another thing may be added at each step."""
-    chosen = any(isinstance(tear.by, Case) or step in tear.dims for tear in view.torn)
-    return chosen or step in view.differing()
+def _still_batches(walk: Walk, views: Sequence[View], lost: Sequence[View]) -> list[View]:
+    """What goes on of views without coordinates: nobody knows which entry lies where along an axis of a batch."""
+    batch = {t for view in views for t, axis in enumerate(view.axes) if not batch_of(view).isdisjoint(axis.dims)}
+    return [view.chosen_along({t: walk.choice((Dim(view.axes[t].length),)) for t in batch}) for view in lost]
 
 
 def _may_be_added(view: View, step: Dim | None) -> bool:
     """Whether a loop around this one, or devices, may add it up."""
     return bool(view.varying() - view.summed - view.shared - view.visible() - {step})
+
+
+def differs(view: View, step: Dim | None) -> bool:
+    """Whether another thing may be added at each step."""
+    chosen = any(isinstance(tear.by, Case) or step in tear.dims for tear in view.torn)
+    return chosen or step in view.differing()
 
 
 def _over_steps(view: View, step: Dim | None) -> View:

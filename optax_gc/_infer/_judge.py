@@ -255,13 +255,13 @@ def _outputs(view: View) -> Hashable:
 
 
 def _batches(views: Iterable[View]) -> set[Hashable]:
-    """Which batch entry each unit is of, by where on the value it lies."""
-    return {
-        (a, coord.key(), *((axis.lo, axis.hi) for axis in view.axes if not set(axis.dims).isdisjoint(coord.dims)))
-        for view in views
-        for a, coord in enumerate(view.coords)
-        if not view.shared.isdisjoint(coord.dims) and view.summed.isdisjoint(coord.dims)
-    }
+    """Which batch entry each unit is of, or which the data chose, by where on the value it lies."""
+    found: set[Hashable] = set()
+    for view in views:
+        entries = [(a, c) for a, c in enumerate(view.coords) if not view.shared.isdisjoint(c.dims)]
+        for a, at in (*(entry for entry in entries if view.summed.isdisjoint(entry[1].dims)), *view.picks):
+            found.add((a, at.key(), *((x.lo, x.hi) for x in view.axes if not set(x.dims).isdisjoint(at.dims))))
+    return found
 
 
 def _box(view: View) -> tuple[_Set | _Kept, ...] | None:

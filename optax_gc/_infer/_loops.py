@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_gc._infer._arrays import Axis, Dim, blank
-from optax_gc._infer._carries import carried, come_back, unread, without
+from optax_gc._infer._carries import carried, come_back, differs, unread, without
 from optax_gc._infer._choices import choice, one_of, where_chosen
 from optax_gc._infer._constants import ON_NUMBERS, Constant, fold, step_of
 from optax_gc._infer._equation import Equation, dtype_of, open_jaxpr, shape_of
@@ -267,6 +267,7 @@ def _loop(
             views = carried(walk, value.views, mark, kept[i], [*consts, *carry, *scanned], step, *seen)
             told = holds[i]._replace(masks=holds[i].masks_after("returned")) if anew[i] else holds[i]
             outs.append(Value(Level.DATA, views, told=told, fixed=fixed[i]))
+    carried_on = {m.of: views for views, m in zip(kept, marks, strict=False) if m}
     made_of = {m.of: (*value.views, *out.views) for value, out, m in zip(carry, outs, marks, strict=True) if m}
     outs += stacked
     for i, result in enumerate(results):
@@ -274,6 +275,9 @@ def _loop(
         mine = marks[i] if i < len(marks) else None
         seen = {view.of: None for view in result.views if view.of in made_of and not (mine and view.of is mine.of)}
         on = unread([view for of in seen for view in made_of[of]], shape_of(open_jaxpr(body).outvars[i]))
+        if step and not mine and any(differs(view, step) for of in seen for view in carried_on[of]):
+            # Of each step it is another, nobody knows which.
+            on = [view.replace(picks=(*view.picks, (0, walk.choice((step,))))) for view in on]
         outs[i] = dataclasses.replace(outs[i], views=(*outs[i].views, *on))
     return [value.telling(steps=around) for value in outs] if around else outs
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from optax_gc._infer._arrays import LIMIT, apart, in_order, size_of
+from optax_gc._infer._arrays import LIMIT, Dim, apart, in_order, size_of
 from optax_gc._infer._uses import Mark, Param, Use
 from optax_gc._infer._views import View
 
@@ -112,9 +112,17 @@ def may_be_added(group: Sequence[View]) -> bool:
 
 
 def _is_batch(view: View) -> bool:
-    left = {dim for dim in view.varying() - view.summed if dim.size > 1}
+    return bool(batch_of(view) or _left(view) - view.visible()) or view.is_placed()
+
+
+def batch_of(view: View) -> set[Dim]:
+    """The dims along which it is a batch of products, or the data choose which."""
     chosen = {dim for _, at in view.picks for dim in at.dims}
-    return bool(left & (view.shared | view.grouped | chosen) or left - view.visible()) or view.is_placed()
+    return _left(view) & (view.shared | view.grouped | chosen)
+
+
+def _left(view: View) -> set[Dim]:
+    return {dim for dim in view.varying() - view.summed if dim.size > 1}
 
 
 def _is_in_part(view: View) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from optax_gc._infer._arrays import LIMIT, Axis, Dim, UnfollowedError
+from optax_gc._infer._arrays import LIMIT, Axis, Dim, UnfollowedError, region
 from optax_gc._infer._constants import KINDS, Constant, numbers_of
 from optax_gc._infer._masks import TURNED, Hiding, Mask, Tear
 from optax_gc._infer._uses import Mark, Param, Use
@@ -204,12 +204,15 @@ def hidden_by(data: Value, inputs: Iterable[int], axes: Mapping[int, Axis]) -> f
 def once_each(views: Iterable[View]) -> tuple[View, ...]:
     """The views of a sum, those that say the same once: sums of sums would grow without end.
 
-    What has no coordinates is kept twice, as that may be two different things.
+    What has no coordinates is kept twice at each place, as that may be two different things.
     """
     kept: dict[object, list[View]] = collections.defaultdict(list)
     for view in views:
         known = kept[view.of, view.use, view.stopped]
-        enough = sum(other.lost for other in known) > 1 if view.lost else any(same(view, other) for other in known)
+        if view.lost:
+            enough = sum(other.lost and region(other.axes) == region(view.axes) for other in known) > 1
+        else:
+            enough = any(same(view, other) for other in known)
         if not enough:
             known.append(view)
     return tuple(view for group in kept.values() for view in group)
