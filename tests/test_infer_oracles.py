@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from generated import Program, batches, jacobian, kind, loops, masks, nested, pairs, placed, reads
+from generated import Program, batches, composed, jacobian, kind, loops, masks, nested, pairs, placed, reads
 from jax import lax
 
 SEEDS, CHUNK = 30, 15
 # The seeds that may be left alone although something is an input.
 UNDECIDED = json.loads((pathlib.Path(__file__).parent / "undecided.json").read_text())
 CHUNKS = [(module, start) for module in (jacobian, batches, loops, masks) for start in range(0, SEEDS, CHUNK)]
-CHUNKS += [(nested, 0), (placed, 0), (reads, 0)]
+CHUNKS += [(composed, 0), (nested, 0), (placed, 0), (reads, 0)]
 
 
 @pytest.mark.parametrize(("module", "start"), CHUNKS, ids=lambda value: getattr(value, "__name__", value))
@@ -56,11 +56,12 @@ def test_no_axis_of_a_chain_of_parameters_is_wrong_and_what_is_undecided_is_know
 @pytest.mark.parametrize(
     ("module", "seed"),
     [
+        *((composed, seed) for seed in (1137, 1902, 2194, 2743, 4935, 5006, 5024)),
         *((jacobian, seed) for seed in (21997, 22098)),
         *((loops, seed) for seed in (30500397, 30500497)),
         *((nested, seed) for seed in (2086, 2214, 820000275)),
         (placed, 1500000435),
-        *((reads, seed) for seed in (1200001555, 1500000025)),
+        *((reads, seed) for seed in (1200001555, 1500000025, 1600000767)),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )

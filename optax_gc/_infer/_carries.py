@@ -6,12 +6,12 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence, Set
 
-from optax_gc._infer._arrays import Dim
+from optax_gc._infer._arrays import Dim, in_order
 from optax_gc._infer._constants import Constant
 from optax_gc._infer._equation import Shape
 from optax_gc._infer._masks import Case, Mask, Tear
 from optax_gc._infer._maths import CHOSEN, HIDDEN
-from optax_gc._infer._reads import batch_of
+from optax_gc._infer._reads import batch_of, off_axes
 from optax_gc._infer._uses import Mark, Param
 from optax_gc._infer._values import Level, Value
 from optax_gc._infer._views import View, same
@@ -144,10 +144,10 @@ def carried(
         walk.refuse([*start, *own], HIDDEN)
     elif indexed := [v for v in own if step and v.along({step}) and v.use and step not in v.use.steps]:
         # What the loop adds up are parts of a product, not products of parts.
-        batches = any(v.use.shares & v.along({step}) or _may_be_added(v, step) for v in indexed if v.use and step)
+        batches = any(v.use.shares & v.along({step}) for v in indexed if v.use and step)
         several = len({view.use for view in own}) > len({view.of for view in own})
         (walk.refuse if batches or several else walk.close)([*start, *own], POOLED)
-        return (*_still_batches(walk, own, unread(own, tuple(axis.length for axis in mark.axes))), *outer)
+        return (*_still_batches(walk, own, unread(own, tuple(axis.length for axis in mark.axes)), step), *outer)
     else:
         return (*start, *(_over_steps(view, step) for view in own), *outer)
     return tuple(outer)
@@ -158,24 +158,23 @@ def _last(walk: Walk, views: Sequence[View], mark: View, step: Dim | None) -> li
     on: list[View] = []
     for of in {view.of: None for view in views}:
         group = [view for view in views if view.of is of and not walk.is_settled(view)]
-        if any(_may_be_added(view, step) for view in group):
-            walk.refuse(group, MOVES)
-        elif group:
+        if group:
             # Judged together, they are one sum, and none of what the loop gives step by step.
             lost = walk.judged_on(group, tuple(axis.length for axis in mark.axes))[:1]
-            on += map(_as_another, _still_batches(walk, group, lost))
+            on += map(_as_another, _still_batches(walk, group, lost, step))
     return on
 
 
-def _still_batches(walk: Walk, views: Sequence[View], lost: Sequence[View]) -> list[View]:
-    """What goes on of views without coordinates: nobody knows which entry lies where along an axis of a batch."""
+def _still_batches(walk: Walk, views: Sequence[View], lost: Sequence[View], step: Dim | None) -> list[View]:
+    """What goes on of views without coordinates: nobody knows which entry lies where along an axis of a batch.
+
+    Nor which one there is at a step of a loop around, or on a device.
+    """
     batch = {t for view in views for t, axis in enumerate(view.axes) if not batch_of(view).isdisjoint(axis.dims)}
-    return [view.chosen_along({t: walk.choice((Dim(view.axes[t].length),)) for t in batch}) for view in lost]
-
-
-def _may_be_added(view: View, step: Dim | None) -> bool:
-    """Whether a loop around this one, or devices, may add it up."""
-    return bool(view.varying() - view.summed - view.shared - view.visible() - {step})
+    choices = {t: walk.choice((Dim(view.axes[t].length),)) for view in lost for t in batch}
+    around = {dim for view in views for dim in off_axes(view) if dim is not step}
+    others = [walk.choice((dim,)) for dim in in_order(around)]
+    return [view.chosen_along(choices, others) for view in lost]
 
 
 def differs(view: View, step: Dim | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import itertools
+import zlib
 from collections.abc import Sequence
 
 import jax
@@ -160,7 +161,9 @@ def _picked(view: View, t: int, number: Named) -> View:
         if not along.issuperset(coord.dims):
             return view.replace(bad=view.bad or ACROSS)
         coords[a] = Named((), np.zeros((), int))
-        picks.append((a, number))
+        # Of what lies in another order, the same choice is another.
+        order = zlib.crc32(coord.table((), view.axes[t].dims).tobytes()) << 31
+        picks.append((a, Named(number.dims, number.data + order)))
     return view.replace(coords=tuple(coords), picks=tuple(picks))
 
 

@@ -99,7 +99,7 @@ def is_whole(group: Sequence[View], start: View | None) -> bool:
 
 def may_mix_entries(group: Sequence[View], param: Param) -> bool:
     """Whether views of a batch of products lie at one place: they may be different entries of it."""
-    batch = any(param.shape[a] > 1 for view in group if view.use for a in view.use.shares)
+    batch = any(view.picks or any(param.shape[a] > 1 for a in view.use.shares) for view in group if view.use)
     return batch and not all(apart(a.axes, b.axes) for a, b in itertools.combinations(group, 2))
 
 
@@ -112,13 +112,18 @@ def may_be_added(group: Sequence[View]) -> bool:
 
 
 def _is_batch(view: View) -> bool:
-    return bool(batch_of(view) or _left(view) - view.visible()) or view.is_placed()
+    return bool(batch_of(view) or off_axes(view)) or view.is_placed()
 
 
 def batch_of(view: View) -> set[Dim]:
     """The dims along which it is a batch of products, or the data choose which."""
     chosen = {dim for _, at in view.picks for dim in at.dims}
     return _left(view) & (view.shared | view.grouped | chosen)
+
+
+def off_axes(view: View) -> set[Dim]:
+    """The steps of loops, and devices, along which it differs."""
+    return _left(view) - view.visible()
 
 
 def _left(view: View) -> set[Dim]:
