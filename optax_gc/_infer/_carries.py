@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence, Set
 
-from optax_gc._infer._arrays import Dim, in_order
+from optax_gc._infer._arrays import Axis, Dim, in_order
 from optax_gc._infer._constants import Constant
 from optax_gc._infer._equation import Shape
 from optax_gc._infer._masks import Case, Mask, Tear
@@ -174,7 +174,13 @@ def _still_batches(walk: Walk, views: Sequence[View], lost: Sequence[View], step
     choices = {t: walk.choice((Dim(view.axes[t].length),)) for view in lost for t in batch}
     around = {dim for view in views for dim in off_axes(view) if dim is not step}
     others = [walk.choice((dim,)) for dim in in_order(around)]
-    return [view.chosen_along(choices, others) for view in lost]
+    picks = tuple((0, at) for at in (*choices.values(), *others))
+    return [
+        view.replace(
+            axes=tuple(Axis(choices[t].dims) if t in choices else a for t, a in enumerate(view.axes)), picks=picks
+        )
+        for view in lost
+    ]
 
 
 def differs(view: View, step: Dim | None) -> bool:

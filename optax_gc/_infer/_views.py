@@ -55,11 +55,6 @@ class View:
         axes = tuple(map(blank, shape))
         return View(self.of, axes, (), use=self.use, product=True, stopped=self.stopped, lost=True)
 
-    def chosen_along(self, choices: Mapping[int, Named], others: Iterable[Named]) -> View:
-        """What has no coordinates, where nobody knows which entries lie along some axes, or there are besides."""
-        axes = tuple(Axis(choices[t].dims) if t in choices else axis for t, axis in enumerate(self.axes))
-        return self.replace(axes=axes, picks=tuple((0, at) for at in (*choices.values(), *others)))
-
     def tear(self) -> View:
         """Notes that something may hide it that is like nothing before it."""
         return self.replace(torn=self.torn | {Tear(object())})
