@@ -6,7 +6,9 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence, Set
 
-from optax_gc._infer._arrays import Axis, Dim, in_order
+import numpy as np
+
+from optax_gc._infer._arrays import Axis, Dim, Named, in_order
 from optax_gc._infer._constants import Constant
 from optax_gc._infer._equation import Shape
 from optax_gc._infer._masks import Case, Mask, Tear
@@ -57,8 +59,14 @@ def unread(views: Sequence[View], shape: Shape) -> list[View]:
 
 
 def _lost(view: View, shape: Shape) -> View:
-    there = tuple(axis.length for axis in view.axes) == shape
-    return view if view.lost and view.picks and there else view.lose(shape)
+    """Without coordinates, too: a part of a batch, nobody knows along which axes, may be one along all of its own."""
+    if not (view.lost and view.picks):
+        return view.lose(shape)
+    if tuple(axis.length for axis in view.axes) == shape:
+        return view
+    lost = view.lose(shape)
+    any_entry = (Named(axis.dims, np.zeros([dim.size for dim in axis.dims], int)) for axis in lost.axes)
+    return lost.replace(picks=tuple((0, at) for at in any_entry))
 
 
 def _as_another(view: View) -> View:
@@ -137,9 +145,10 @@ def carried(
         if bare:
             _last(walk, start, mark, step)
         return (*_last(walk, [*start, *map(_of_any_case, own)], mark, step), *outer)
-    elif any(view.picks for view in own):
-        walk.refuse([view for view in own if view.picks], CHOSEN)
-        walk.close([*start, *(view for view in own if not view.picks)])
+    elif picked := [view for view in own if view.picks]:
+        walk.refuse(picked, CHOSEN)
+        rest = [view for view in results if isinstance(view.of, Mark) or not view.picks]
+        return carried(walk, start, mark, rest, outside, step, leaks, bare, added)
     elif any(step in view.differing() and any(varies(tear, step, outside) for tear in view.torn) for view in own):
         walk.refuse([*start, *own], HIDDEN)
     elif indexed := [v for v in own if step and v.along({step}) and v.use and step not in v.use.steps]:

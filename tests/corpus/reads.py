@@ -783,4 +783,19 @@ CASES = [
         _ENTRIES,
         w=alone("2 5 4"),
     ),
+    case(
+        "a product of a batch in a loop that adds up what the data choose",
+        lambda x, i, w, v: lax.map(
+            lambda a: lax.scan(lambda c, k: (c + (x @ w)[k] + a[0] @ a[1], None), _ZERO, i)[0], (x, v)
+        ).sum(0),
+        [_ENTRIES, tokens(3)],
+        w=alone("2 5 4"),
+        v=alone("2 5 4"),
+    ),
+    case(
+        "a row of what a loop carried a step before, added up",
+        lambda x, w: lax.scan(lambda c, a: (a[0] @ a[1], c[:1]), _ZERO, (x, w))[1].sum((0, 1)),
+        _ENTRIES,
+        w=alone("2 5 4"),
+    ),
 ]

@@ -20,8 +20,8 @@ import numpy as np
 from jax import lax
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec as P
 
-from generated import Args, Found, Judged, Maker, Program, batches, infer, main
-from generated.batches import MOST, Axis, Batched, Spec, Step, _at, _resized, _step
+from generated import Args, Maker, main
+from generated.batches import MOST, Axis, Batched, Spec, Step, _at, _resized, _step, verdict
 
 Inner = Callable[[Args, Any], Any]  # makes a value of the parts of a step, or of a device
 Around = tuple[str, Callable[[Args, Inner, Any], Any], Spec]
@@ -65,7 +65,7 @@ _GIVING: dict[str, Loop] = {
 }
 
 
-def _looped(make: Maker, spec: Spec, n: int) -> Around | None:
+def _looped(make: Maker, spec: Spec, n: int) -> Around:
     """A value of `spec` at each of n steps."""
     shape, stacked = [axis.size for axis in spec], (Axis("batch", n), *spec)
     how = make.choice(["given", "given", "added", "masked", "masked by data", "chosen", "written", "both", "before"])
@@ -104,7 +104,7 @@ def _looped(make: Maker, spec: Spec, n: int) -> Around | None:
     return text, run, stacked if how in ("given", "written", "both", "before") else spec
 
 
-def _spread(make: Maker, spec: Spec, n: int) -> Around | None:
+def _spread(make: Maker, spec: Spec, n: int) -> Around:
     """A value of `spec` on each of n devices."""
     ways = ["side by side", "psum", "masked", "masked by data", "all_gather", "ppermute", "own of all"]
     cut = [k for k, (role, size) in enumerate(spec) if role in ("batch", "row") and size % n == 0]
@@ -155,7 +155,7 @@ def _spread(make: Maker, spec: Spec, n: int) -> Around | None:
     return f"{side} over {n}, {how} {mask if how == 'masked' else which}, axis {k}", run, new
 
 
-def _around(make: Maker, lead: int, inner: Callable[[int | None], tuple[str, Inner, Spec]]) -> Around | None:
+def _around(make: Maker, lead: int, inner: Callable[[int | None], tuple[str, Inner, Spec]]) -> Around:
     """Something made of each entry of a leading axis: `inner(m)` of blocks of m of them, or of one (None)."""
     devices = [n for n in (2, 3, 4) if lead % n == 0]
     if devices and make.chance(0.5):
@@ -165,15 +165,13 @@ def _around(make: Maker, lead: int, inner: Callable[[int | None], tuple[str, Inn
     else:
         text, run, spec = inner(None)
         made = _looped(make, spec, lead)
-    if made is None:
-        return None
     return f"{made[0]} [{text}]", lambda env, items: made[1](env, run, items), made[2]
 
 
 # Steps.
 
 
-def _mapped(make: Maker, spec: Spec, k: int, depth: int) -> Step | None:
+def _mapped(make: Maker, spec: Spec, k: int, depth: int) -> Step:
     """A few steps for each entry of axis k."""
     rest = tuple(axis for i, axis in enumerate(spec) if i != k)
 
@@ -182,7 +180,7 @@ def _mapped(make: Maker, spec: Spec, k: int, depth: int) -> Step | None:
         return _chain(make, start, make.random.randint(0, 2), depth - 1)
 
     made = _around(make, spec[k].size, inner)
-    return made and (made[0], lambda env, y: made[1](env, jnp.moveaxis(y, k, 0)), made[2])
+    return made[0], lambda env, y: made[1](env, jnp.moveaxis(y, k, 0)), made[2]
 
 
 def _copied(make: Maker, spec: Spec, k: int, depth: int) -> Step:
@@ -287,9 +285,7 @@ def draw(seed: int) -> Batched:
                 more, then, spec = _chain(make, spec, make.random.randint(0, 2), depth - 1)
                 return f"{text}; {more}", lambda env, items: then(env, run(env, items)), spec
 
-            made = _around(make, lead[0], inner)
-            if made:
-                return made
+            return _around(make, lead[0], inner)
         by_hand = make.chance(0.3)
         run = lambda env, at: (at[0][..., None] * at[1][..., None, :, :]).sum(-2) if by_hand else at[0] @ at[1]  # noqa: E731
         spec = (*(Axis("batch", n) for n in lead), Axis("row", rows), Axis("out", sizes[-1]))
@@ -312,16 +308,6 @@ def draw(seed: int) -> Batched:
         tuple(roles[k] for k in order),
         make.masked,
     )
-
-
-def verdict(program: Batched, engine: Callable[[Program], Found] = infer) -> Judged:
-    """Returns what the engine's answer is worth."""
-    try:
-        return batches.verdict(program, engine)
-    except ValueError as error:
-        if "depends on the params" not in str(error):
-            raise
-        return "right" if batches.judge(program, None) == "right" else "wrong", str(error)
 
 
 if __name__ == "__main__":

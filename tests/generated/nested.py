@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from generated import Args, Found, Judged, Maker, Program, batches, infer, main
-from generated.batches import Batched
+from generated import Args, Maker, main
+from generated.batches import Batched, verdict
 
 N, M, ROWS, IN, OUT = 3, 2, 4, 3, 2
 Body = Callable[[Any, Any], tuple[Any, Any]]  # from a step and what is carried to what is carried on, and given out
@@ -200,14 +200,6 @@ def draw(seed: int) -> Batched:
         roles,
         make.masked,
     )
-
-
-def verdict(program: Batched, engine: Callable[[Program], Found] = infer) -> Judged:
-    """Returns what the engine's answer is worth."""
-    try:
-        return batches.verdict(program, engine)
-    except ValueError as error:  # which says that nothing depends on the weight
-        return "right" if batches.judge(program, None) == "right" else "wrong", str(error)
 
 
 if __name__ == "__main__":
