@@ -114,6 +114,7 @@ def carried(
     # What an operation that is not followed puts beside it adds nothing to it, as a write does not.
     lost = all(view.lost for view in own)
     stays = all((lost and view.lost) or same(view.replace(torn=frozenset()), mark) for view in mine)
+    big = {step} if step and step.size > 1 else set[Dim]()
     differing = functools.partial(differs, step=step)
     in_part = (bool(mine) and not adds_up) or (leaks and (bool(mine) or added))
     if walk.reads.carry_in_part(mark.of) and any(map(differing, own)):
@@ -151,12 +152,15 @@ def carried(
         return carried(walk, start, mark, rest, outside, step, leaks, bare, added)
     elif any(step in view.differing() and any(varies(tear, step, outside) for tear in view.torn) for view in own):
         walk.refuse([*start, *own], HIDDEN)
-    elif indexed := [v for v in own if step and v.along({step}) and v.use and step not in v.use.steps]:
+    elif indexed := [v for v in own if big and v.along(big) and v.use and step not in v.use.steps]:
         # What the loop adds up are parts of a product, not products of parts.
-        batches = any(v.use.shares & v.along({step}) for v in indexed if v.use and step)
+        batches = any(v.use.shares & v.along(big) for v in indexed if v.use)
         several = len({view.use for view in own}) > len({view.of for view in own})
-        (walk.refuse if batches or several else walk.close)([*start, *own], POOLED)
-        return (*_still_batches(walk, own, unread(own, tuple(axis.length for axis in mark.axes)), step), *outer)
+        if batches or several:
+            walk.refuse([*start, *own], POOLED)
+            return (*_still_batches(walk, own, unread(own, tuple(axis.length for axis in mark.axes)), step), *outer)
+        walk.close([view for view in own if not view.product], POOLED)
+        return (*_last(walk, [*start, *(view for view in own if view.product)], mark, step), *outer)
     else:
         return (*start, *(_over_steps(view, step) for view in own), *outer)
     return tuple(outer)

@@ -91,7 +91,7 @@ def _summed(walk: Walk, eqn: Equation, view: View, blocks: Dims) -> Iterator[Vie
     view = view.rename(own).tears(lambda tear: tear.summed(repr(eqn.eqn.params)))
     if own and not view.product:
         yield view.replace(bad=view.bad or "added up over devices", summed=view.summed | gone)
-    elif own and view.use and view.use.steps.isdisjoint(own):
+    elif own and view.use and (view.lost or view.use.steps.isdisjoint(own)):
         yield from summed_up(walk, view, view, gone)
     else:
         yield view.replace(summed=view.summed | gone, masks=(*view.masks, *view.holes) if own else view.masks)

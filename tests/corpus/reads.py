@@ -798,4 +798,18 @@ CASES = [
         _ENTRIES,
         w=alone("2 5 4"),
     ),
+    case(
+        "halves of the outputs added up by a loop on each device, then on devices",
+        lambda x, w: sharded(
+            lambda x, w: lax.psum(
+                lax.scan(lambda c, a: (c + a, None), _ZERO[:, :2], (x[0] @ w[0]).reshape(R, 2, 2).swapaxes(0, 1))[0],
+                "model",
+            ),
+            (P("model"), P("model")),
+            P(),
+            check_vma=False,
+        )(x, w),
+        _ENTRIES,
+        w=alone("2 5 4"),
+    ),
 ]
