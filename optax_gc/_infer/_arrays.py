@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -105,6 +106,19 @@ class Named(NamedTuple):
         """The same for arrays that are equal, whatever the order of their dims."""
         dims = in_order(self.dims)
         return dims, self.over(dims).tobytes()
+
+
+def any_of(masks: Iterable[Named], copies: Iterable[Dim]) -> tuple[Named, ...]:
+    """What masks together say of the sum of copies along some dims: it is there where one of the copies is."""
+    masks = list(masks)
+    for copy in copies:
+        along = [mask for mask in masks if copy in mask.dims]
+        if along:
+            rest = tuple(dict.fromkeys(dim for mask in along for dim in mask.dims if dim is not copy))
+            there = np.asarray(functools.reduce(np.logical_and, (mask.table(rest, [copy]) for mask in along))).any(1)
+            masks = [mask for mask in masks if copy not in mask.dims]
+            masks.append(Named(rest, np.reshape(there, [dim.size for dim in rest])))
+    return tuple(mask for mask in masks if not mask.data.all())
 
 
 class Axis(NamedTuple):

@@ -17,7 +17,7 @@ from optax_gc._infer._reads import batch_of, off_axes
 from optax_gc._infer._uses import Mark, Param
 from optax_gc._infer._values import Level, Value
 from optax_gc._infer._views import View, same
-from optax_gc._infer._walk import IN_PART, POOLED, UNFINISHED, Walk
+from optax_gc._infer._walk import IN_PART, POOLED, UNFINISHED, Group, Walk
 
 MOVES = "moves in what a loop carries"
 
@@ -131,11 +131,13 @@ def carried(
                 walk.refuse([view for view in group.views if differing(view)], IN_PART)
             together = mine and any(same(view, mark) for view in group.beside)
             if together and not any(map(differing, (*group.views, *own))):
-                more = [view for view in (*start, *own) if view.of is group.of]
-                if any(view.lost for view in more):
-                    walk.refuse(more, UNFINISHED)
-                else:
-                    group.views += more
+                more, later = ([view for view in views if view.of is group.of] for views in (start, own))
+                if any(view.lost for view in (*more, *later)):
+                    walk.refuse([*more, *later], UNFINISHED)
+                    continue
+                group.views = [*group.views, *more]
+                if later and not (step and step.size == 1):
+                    walk.groups.append(Group(group.of, [*group.views, *later], group.beside))
         walk.close(start)
         walk.close(own)
     elif not mine:

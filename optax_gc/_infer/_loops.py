@@ -51,17 +51,16 @@ def cond(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     walk.reads.in_branches(read)
     for cases in zip(*branches, strict=True):
         level = max(case.level for case in cases)
+        told = functools.partial(facts_of_choice, which, cases, len(eqn.outs[len(results)]))
+        fixed = all(map(is_alone, cases))
         if level == Level.DATA:
-            told = functools.partial(facts_of_choice, which, cases, len(eqn.outs[len(results)]))
-            fixed = all(map(is_alone, cases))
             results.append(Value(level, choice(walk, cases, which), told=told, fixed=fixed))
             continue
         kept = one_of([case.views for case in where_chosen(cases, which, 0)])
-        by_data = which.level == Level.DATA and level != Level.WEIGHT
-        if not by_data:
+        if which.level != Level.DATA or level == Level.WEIGHT:
             results.append(Value(level, tuple(kept)))
         else:
-            results.append(Value(Level.DATA, fixed=all(map(is_alone, cases))))
+            results.append(Value(Level.DATA, told=told, fixed=fixed))
             walk.refuse(kept, "chosen in place of data")
     return results
 

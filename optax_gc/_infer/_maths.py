@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from optax_gc._infer._arrays import Dim, Dims, Named, UnfollowedError
+from optax_gc._infer._arrays import Dim, Dims, UnfollowedError, any_of, in_order
 from optax_gc._infer._equation import Equation, Shape
 from optax_gc._infer._layout import aligned
 from optax_gc._infer._masks import Tear
@@ -282,14 +282,10 @@ def summed_up(walk: Walk, view: View, rest: View, gone: set[Dim]) -> Iterator[Vi
 
 def _sum_of_copies(view: View, gone: set[Dim]) -> View:
     """What are copies along some dims is there, in their sum, where one of them is."""
-    copies = gone.difference(*(coord.dims for coord in view.coords))
-
-    def there(mask: Named) -> Named:
-        summed = tuple(i for i, dim in enumerate(mask.dims) if dim in copies)
-        return Named(tuple(dim for dim in mask.dims if dim not in copies), np.asarray(mask.data.any(summed)))
-
-    masks, holes = (tuple(m for m in map(there, hidden) if not m.data.all()) for hidden in (view.masks, view.holes))
-    return view.replace(masks=masks, holes=holes)
+    copies = in_order(gone.difference(*(coord.dims for coord in view.coords)))
+    masks, holes = any_of(view.masks, copies), any_of((*view.masks, *view.holes), copies)
+    known = {mask.key() for mask in masks}
+    return view.replace(masks=masks, holes=tuple(hole for hole in holes if hole.key() not in known))
 
 
 def combined(walk: Walk, views: Sequence[View]) -> tuple[View, ...]:

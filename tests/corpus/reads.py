@@ -159,6 +159,12 @@ def _slow_norm(y: jax.Array) -> jax.Array:
     return y * lax.rsqrt((y * y).mean(-1, keepdims=True) + 1e-5)
 
 
+def _two_sums(h: Any, w: Any) -> Any:
+    for k in range(2):
+        h = h + h @ w[k, 0] + tanh(h) @ w[k, 1]
+    return h
+
+
 CASES = [
     *spelled("read in part", {"a gate of one, and a sum": _swapped_gate}, _ENTRIES, w=alone(f"2 {_W}")),
     *spelled(
@@ -811,5 +817,23 @@ CASES = [
         )(x, w),
         _ENTRIES,
         w=alone("2 5 4"),
+    ),
+    case(
+        "a product is written over, and all is added up",
+        lambda x, w: (y := jax.vmap(jnp.matmul)(x, w)) is not None and jnp.stack([*y]).at[2].set(y[0]).sum(0),
+        x_(3, R, IN),
+        w=alone("3 5 4"),
+    ),
+    *spelled(
+        "two layers, each a sum of two products, in a residual stream",
+        {
+            "written out": lambda x, w: _two_sums(x, w[0]),
+            "in a loop of one step": lambda x, w: lax.scan(lambda h, v: (_two_sums(h, v), None), x, w)[0],
+            "in a loop of one step that carries the weight": lambda x, w: lax.scan(
+                lambda c, k: ((_two_sums(c[0], c[1][k]), c[1]), None), (x, w), jnp.arange(1)
+            )[0][0],
+        },
+        x_(R, IN),
+        w=alone("1 2 2 5 5"),
     ),
 ]
