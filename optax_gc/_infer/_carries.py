@@ -136,7 +136,7 @@ def carried(
                     walk.refuse([*more, *later], UNFINISHED)
                     continue
                 group.views = [*group.views, *more]
-                if later and not (step and step.size == 1):
+                if later:
                     walk.groups.append(Group(group.of, [*group.views, *later], group.beside))
         walk.close(start)
         walk.close(own)
