@@ -49,6 +49,11 @@ class Reads:
         else:
             self._parts.append((view.of, view))
 
+    def perhaps(self, view: View) -> None:
+        """Nobody knows whether what a loop carries is read."""
+        assert isinstance(view.of, Mark)
+        self._parts.append((view.of, None))
+
     def carry(self, mark: Mark) -> bool:
         """Whether all of what a loop carries was read."""
         parts = [view for of, view in self._parts if of is mark and view]

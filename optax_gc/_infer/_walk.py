@@ -234,7 +234,7 @@ class Walk:
         """The views end in a use that gives no axes."""
         for view in views:
             if isinstance(view.of, Mark):
-                self._read(view)
+                self._read(view, perhaps=True)
                 continue
             self.ended[view.use] = None
             tier = view.use.tier if view.product and view.use else self.tier(view)
@@ -290,9 +290,9 @@ class Walk:
         one_each = {(view.use, view.stopped): view for view in group}.values()
         return [view.lose(out) for view in one_each]
 
-    def _read(self, view: View) -> None:
+    def _read(self, view: View, perhaps: bool = False) -> None:
         if not (self.aside or view.stopped):
-            self.reads.mark(view)
+            (self.reads.perhaps if perhaps else self.reads.mark)(view)
 
     def is_settled(self, view: View) -> bool:
         return self.reads.settled([view.use])

@@ -836,4 +836,17 @@ CASES = [
         x_(R, IN),
         w=alone("1 2 2 5 5"),
     ),
+    case(
+        "products added to what a loop in the loop moves, and lets go",
+        lambda x, w: lax.scan(
+            lambda c, a: (
+                c + lax.fori_loop(0, 2, lambda _, m: (m[0] + a[0] @ a[1], jnp.roll(m[1], 1, 0)), (_ZERO, c))[0],
+                None,
+            ),
+            _ZERO,
+            (x, w),
+        )[0],
+        _ENTRIES,
+        w=w("i2 i5 o4"),
+    ),
 ]
