@@ -44,7 +44,9 @@ class Reads:
     def mark(self, view: View) -> None:
         """What a loop carries is read, or a part of it."""
         assert isinstance(view.of, Mark)
-        if view.lost or (not view.masks and (_entries(view) or 0) >= math.prod(view.of.shape)):
+        if view.lost or view.bad or view.torn or view.holes or view.picks:
+            self.perhaps(view)
+        elif not view.masks and (_entries(view) or 0) >= math.prod(view.of.shape):
             self._marks[view.of] = None
         else:
             self._parts.append((view.of, view))
