@@ -159,6 +159,20 @@ def _slow_norm(y: jax.Array) -> jax.Array:
     return y * lax.rsqrt((y * y).mean(-1, keepdims=True) + 1e-5)
 
 
+_ROWS = {
+    "sliced": lambda y, i: y[:1],
+    "sliced by data": lambda y, i: lax.dynamic_slice(y, (i, 0), (2, OUT)),
+    "one by data": lambda y, i: y[i],
+    "reordered": lambda y, i: y[np.array([1, 0])],
+    "rolled": lambda y, i: jnp.roll(y, 1, 0)[:1],
+    "masked": lambda y, i: jnp.where(np.arange(R)[:, None] < 1, y, 0.0),
+    "chosen": lambda y, i: lax.cond(i > 0, lambda: y[:1], lambda: y[1:2]),
+    "windows": lambda y, i: lax.reduce_window(y, 0.0, lax.add, (1, 1), (2, 1), "VALID"),
+    "written over": lambda y, i: y.at[i].set(0.0),
+    "sums so far": lambda y, i: jnp.cumsum(y, 0)[:1],
+}
+
+
 def _two_sums(h: Any, w: Any) -> Any:
     for k in range(2):
         h = h + h @ w[k, 0] + tanh(h) @ w[k, 1]
@@ -835,6 +849,26 @@ CASES = [
         },
         x_(R, IN),
         w=alone("1 2 2 5 5"),
+    ),
+    *spelled(
+        "sums so far, of which some rows are read",
+        {
+            name: lambda x, i, w, part=part: lax.scan(lambda c, a: (c + a[0] @ a[1], tanh(part(c, i))), _ZERO, (x, w))
+            for name, part in _ROWS.items()
+        },
+        [_ENTRIES, _DATA],
+        w=alone("2 5 4"),
+    ),
+    *spelled(
+        "products of which some rows are read, added up",
+        {
+            name: lambda x, i, w, part=part: (
+                (ys := [x[k] @ w[k] for k in range(2)]) and ([tanh(part(y, i)) for y in ys], sum(ys))
+            )
+            for name, part in _ROWS.items()
+        },
+        [_ENTRIES, _DATA],
+        w=alone("2 5 4"),
     ),
     case(
         "products added to what a loop in the loop moves, and lets go",
