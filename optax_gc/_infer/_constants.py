@@ -75,8 +75,10 @@ ON_NUMBERS: dict[str, Callable[..., Any]] = {
     "ne": np.not_equal,
     "and": np.bitwise_and,
     "or": np.bitwise_or,
-    "convert_element_type": lambda value: value,
-    "stop_gradient": lambda value: value,
+    **dict.fromkeys(
+        ("convert_element_type", "mesh_cast", "pbroadcast", "pcast", "pvary", "reshard", "stop_gradient"),
+        lambda value: value,
+    ),
     "select_n": _select,
 }
 _BY_PARAMETERS: dict[str, Callable[..., Any]] = {

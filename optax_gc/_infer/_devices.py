@@ -22,12 +22,17 @@ def shard_map(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value
     walk.sharded = ins
     walk.blocks = {**{name: Dim(size) for name, size in eqn["mesh"].shape.items()}, **outer[0]}
     try:
-        inside = [
-            dataclasses.replace(v, views=tuple(_along(walk, view, spec, _cut) for view in v.views), known=None)
-            for v, spec in zip(ins, eqn["in_specs"], strict=True)
-        ]
-        outs = zip(walk.jaxpr(eqn["jaxpr"], inside), eqn["out_specs"], strict=True)
-        return [Value(v.level, tuple(_along(walk, view, spec, _put_back) for view in v.views)) for v, spec in outs]
+        inside = []
+        for value, spec in zip(ins, eqn["in_specs"], strict=True):
+            views = tuple(_along(walk, view, spec, _cut) for view in value.views)
+            cut = {block for names in spec if names for block in _blocks(walk, names)}
+            inside.append(dataclasses.replace(value, views=views, known=None, steps=value.steps | cut))
+        outs = []
+        for value, spec in zip(walk.jaxpr(eqn["jaxpr"], inside), eqn["out_specs"], strict=True):
+            views = tuple(_along(walk, view, spec, _put_back) for view in value.views)
+            own = frozenset(walk.blocks.values()).difference(outer[0].values())
+            outs.append(Value(value.level, views, steps=value.steps - own))
+        return outs
     finally:
         walk.blocks, walk.sharded = outer
 
@@ -125,7 +130,7 @@ def all_gather(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Valu
 def axis_index(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """The number of the device's block is a constant over the dim of the blocks."""
     (block,) = _blocks(walk, eqn["axis_name"])
-    return [Value(Level.CONST, known=step_of(block))]
+    return [Value(Level.CONST, known=step_of(block), steps=frozenset([block]))]
 
 
 RULES: dict[str, Rule] = {

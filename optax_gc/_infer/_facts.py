@@ -97,8 +97,11 @@ def _found(eqn: Any, ins: Sequence[Value], result: int) -> Facts:
         return _gathered(eqn, first)
     if name in _REDUCED:
         gone = eqn.params["axes"]
-        places = {t: o for o, t in enumerate(t for t in range(len(shape_of(eqn.invars[0]))) if t not in gone)}
-        return Facts(masks=first.masks_after((name, *gone), gone, places), zero=first.zero)
+        shape = shape_of(eqn.invars[0])
+        places = {t: o for o, t in enumerate(t for t in range(len(shape)) if t not in gone)}
+        alone = all(shape[t] == 1 for t in gone)
+        hot = frozenset(places.get(t, GONE) for t in first.hot) if alone else frozenset[int]()
+        return Facts(hot=hot, masks=first.masks_after((name, *gone), gone, places), zero=first.zero)
     if name == "dot_general":
         return _multiplied(eqn.params["dimension_numbers"], ins, [len(shape_of(atom)) for atom in eqn.invars])
     return NOTHING

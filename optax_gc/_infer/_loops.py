@@ -62,7 +62,8 @@ def cond(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
         else:
             results.append(Value(Level.DATA, told=told, fixed=fixed))
             walk.refuse(kept, "chosen in place of data")
-    return results
+    steps = [which.steps.union(*(case.steps for case in cases)) for cases in zip(*branches, strict=True)]
+    return [value.telling(steps=loops) if loops else value for value, loops in zip(results, steps, strict=True)]
 
 
 def scan(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
@@ -113,6 +114,8 @@ def while_loop(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Valu
     carry = ins[len(tested) + len(consts) :]
     step = _steps(test, body, tested, len(consts), carry)
     outs = _loop(walk, eqn, body, consts, carry, [], step, False)
+    around = frozenset[Dim]().union(*(value.steps for value in (*tested, *outs)))
+    outs = [value.telling(steps=around) for value in outs]
     walk.jaxpr(test, [*tested, *(Value(value.level) for value in outs)])
     return outs
 

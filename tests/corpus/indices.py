@@ -58,6 +58,7 @@ _HOT = {
     "masked by and": lambda t: jnp.float32(_eq(t) & (t > 0)[..., None]),
     "scaled": lambda t: _hot(t) * np.sqrt(5),
     "divided": lambda t: _hot(t) / 2,
+    "of one class, added up": lambda t: (t[..., None, None] == jnp.arange(V)).astype(jnp.float32).sum(2),
     "of positions, or nothing": lambda t: lax.cond(
         t[0, 0] > 0, lambda: _hot(jnp.arange(14).reshape(2, 7) % V), lambda: jnp.zeros((2, 7, V))
     ),

@@ -883,4 +883,31 @@ CASES = [
         _ENTRIES,
         w=w("i2 i5 o4"),
     ),
+    *spelled(
+        "parts that the data choose at each step or on each device, added up",
+        {
+            "chosen in branches": lambda x, i, w: lax.map(
+                lambda t: t[0] @ w[lax.cond(t[1] > 0, lambda: t[1], lambda: 0)], (x, i)
+            ).sum(0),
+            "counted by a loop": lambda x, i, w: lax.map(
+                lambda t: t[0] @ w[lax.while_loop(lambda n: n < t[1], lambda n: n + 1, 0)], (x, i)
+            ).sum(0),
+            "on devices, for each step": lambda x, i, w: lax.map(
+                lambda t: t[0] @ w[sharded(lambda j: j + 0, P(), P())(t[1])], (x, i)
+            ).sum(0),
+            "on each device": lambda x, i, w: sharded(
+                lambda x, i, w: lax.psum(x[0] @ w[i[0]], "model"), (P("model"), P("model"), P()), P()
+            )(x, i, w),
+            "on each device, side by side": lambda x, i, w: sharded(
+                lambda x, i, w: (x[0] @ w[i[0]])[None], (P("model"), P("model"), P()), P("model"), check_vma=False
+            )(x, i, w).sum(0),
+            "next to each other": lambda x, i, w: sharded(
+                lambda x, i, w: lax.psum(x[0] @ w[(i[0] + lax.axis_index("model")) % 3], "model"),
+                (P("model"), P(), P()),
+                P(),
+            )(x, i, w),
+        },
+        [_ENTRIES, tokens(2)],
+        w=alone("3 5 4"),
+    ),
 ]
