@@ -160,7 +160,7 @@ class _Judge:
     def _mixed(self, views: Sequence[View]) -> Verdict | None:
         """Outputs of one product were mixed later: its units are still its own."""
         for group in _classes(views, lambda view: view.use):
-            entries = _classes(group, _entry)
+            entries = _classes([view for view in group if not view.is_pooled()], _entry)
             if len(entries) > 1:
                 beside = all(apart(x.axes, y.axes) for a, b in itertools.combinations(entries, 2) for x in a for y in b)
                 whole = beside and len(group) == len(views)

@@ -160,7 +160,7 @@ def _scaled(
     for view in placed(value, shape, eqn.out):
         torn = {hiding.on(dict(enumerate(view.axes[: len(factor)]))) for hiding in other.facts.masks}
         scaled = view.scaled | view.on(along) | (other.steps - view.varying())
-        use = Use(walk.tier(view), walk.trail)
+        use = Use(walk.tier(view), walk.trail, shares=set(view.along(view.on(along))))
         views.append(view.replace(scaled=scaled, torn=view.torn | torn, use=use))
     # A factor that is zero but for one position looks up.
     hot = other.facts.hot

@@ -173,7 +173,7 @@ class Walk:
         assert view.use is not None
         visible = view.visible()
         steps = frozenset(view.varying() - visible - view.summed)
-        shares, outputs = view.along(view.shared), view.along(visible - view.shared)
+        shares, outputs = view.along(view.shared | view.grouped), view.along(visible - view.shared)
         use = dataclasses.replace(view.use, shares=set(shares), outputs=outputs, steps=steps)
         view = view.replace(use=use)
         assert view.use is not None

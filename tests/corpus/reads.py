@@ -172,6 +172,23 @@ _ROWS = {
     "sums so far": lambda y, i: jnp.cumsum(y, 0)[:1],
 }
 
+_FILTERS = {
+    "convolution": lambda x, w: lax.conv_general_dilated(
+        x, w[:, None], (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"), feature_group_count=4
+    ),
+    "mapped": lambda x, w: jax.vmap(jax.vmap(lambda x, w: jnp.convolve(x, w[::-1], "valid"), (1, 1), 1), (0, None))(
+        x, w
+    ),
+    "shifts": lambda x, w: x[:, :-2] * w[0] + x[:, 1:-1] * w[1] + x[:, 2:] * w[2],
+}
+_ADDED = {
+    "two": lambda y: y[..., 0] + y[..., 1],
+    "all": lambda y: y[..., 0] + y[..., 1] + y[..., 2] + y[..., 3],
+    "halves": lambda y: y[..., :2] + y[..., 2:],
+    "even and odd": lambda y: y[..., ::2] + y[..., 1::2],
+    "rolled": lambda y: y + jnp.roll(y, 1, -1),
+}
+
 
 def _two_sums(h: Any, w: Any) -> Any:
     for k in range(2):
@@ -909,5 +926,22 @@ CASES = [
         },
         [_ENTRIES, tokens(2)],
         w=alone("3 5 4"),
+    ),
+    *spelled(
+        "channels with filters of their own, added up",
+        {
+            name: lambda x, w, layer=layer, added=added: tanh(added(layer(x, w)))
+            for name, layer, added in [
+                (f"{layer}, {added}", f, g) for layer, f in _FILTERS.items() for added, g in _ADDED.items()
+            ]
+        },
+        x_(2, 7, 4),
+        w=alone("3 4"),
+    ),
+    case(
+        "channels with filters of their own, centred",
+        lambda x, w: tanh((y := _FILTERS["convolution"](x, w)) - y.mean(-1, keepdims=True)),
+        x_(2, 7, 4),
+        w=w("i3 o4"),
     ),
 ]
