@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from optax_gc._infer._arrays import Axis, Dim, blank
 from optax_gc._infer._equation import Equation
+from optax_gc._infer._layout import reshape
 from optax_gc._infer._products import ALONG_INPUTS, SHARED
 from optax_gc._infer._units import units_of, untold
 from optax_gc._infer._uses import Use
 from optax_gc._infer._values import Level, Value, hidden_by, level_behind
-from optax_gc._infer._views import View, reshape
+from optax_gc._infer._views import View
 from optax_gc._infer._walk import Rule, Walk
 
 

@@ -16,6 +16,7 @@ from optax_gc._infer._arrays import Dim, Dims, UnfollowedError, apart, in_order,
 from optax_gc._infer._constants import Constant
 from optax_gc._infer._masks import Case, Mask, Tear
 from optax_gc._infer._maths import CHOSEN, HIDDEN
+from optax_gc._infer._rows import are_of_other_data, disjoint, which
 from optax_gc._infer._uses import Param
 from optax_gc._infer._views import View, by_place
 from optax_gc._infer._walk import ELEMENT, POOLED
@@ -117,6 +118,8 @@ def _judged(views: Sequence[View], param: Param) -> Verdict | None:
         if len(views) == 1:
             return _Judge(param.shape, views[0].visible()).verdict([_trimmed(views[0])])
         places: dict[tuple[int, int], Dim] = {}
+        if any(are_of_other_data(group) for group in _classes(views, lambda view: view.use)):
+            return Verdict(None, POOLED)
         views = [_trimmed(by_place(view, places)) for view in views]
         return _Judge(param.shape, set(places.values())).verdict(views)
     except UnfollowedError as unfollowed:
@@ -183,7 +186,7 @@ class _Judge:
                 return Verdict(None, OVERLAP)
             return _agreed(map(self.verdict, regions), DIFFERENT)
         where = _classes(views, _where)
-        if len(where) > 1 and all(_disjoint(a[0], b[0]) for a, b in itertools.combinations(where, 2)):
+        if len(where) > 1 and all(disjoint(a[0], b[0]) for a, b in itertools.combinations(where, 2)):
             return _agreed(map(self.verdict, where), DIFFERENT)
         if len(views) > 1 and any(view.picks for view in views):
             return Verdict(None, CHOSEN)
@@ -242,16 +245,9 @@ def _entry(view: View) -> Hashable:
     return tuple(view.coords[a].key() for a in shares), tuple((a, at.key()) for a, at in view.picks)
 
 
-def _disjoint(a: View, b: View) -> bool:
-    return any(m.dims == n.dims and not (m.data & n.data).any() for m in a.masks for n in b.masks)
-
-
 def _outputs(view: View) -> Hashable:
     """Where the units are, and which outputs of the parameter."""
-    arrays = [coord for coord in view.coords if coord.dims and view.summed.isdisjoint(coord.dims)]
-    arrays += [mask for mask in view.masks if mask.dims]
-    one = [(a, int(view.coords[a].data)) for a in (view.use.outputs if view.use else ()) if not view.coords[a].dims]
-    return region(view.axes), tuple(array.key() for array in arrays), frozenset(one)
+    return region(view.axes), which(view), tuple(mask.key() for mask in view.masks if mask.dims)
 
 
 def _batches(views: Iterable[View]) -> set[Hashable]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from optax_gc._infer._arrays import Axis, Dim, blank
+from optax_gc._infer._arrays import Axis, Dim, Dims, UnfollowedError, blank, size_of
 from optax_gc._infer._equation import Equation, Shape
-from optax_gc._infer._views import View, cut, drop, flatten, pad, reshape
+from optax_gc._infer._views import View, cut, drop, flatten, pad
 
 Move = Callable[[Equation, View], View | None]
 
@@ -28,6 +28,65 @@ def broadcast(view: View, shape: Shape, out: Shape, places: range | tuple[int, .
         if t not in stretched:
             axes[place] = view.axes[t]
     return view.drop_dims(view.on(stretched)).replace(axes=tuple(axes))
+
+
+def reshape(view: View, new: Sequence[int]) -> View:
+    """Regroups the dims of the axes; a reshape that cuts across dims makes one of them first."""
+    old = [axis.length for axis in view.axes]
+    axes: list[Axis] = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        a, b, have, want = i, j, 1, 1
+        if i < len(old):
+            have, i = old[i], i + 1
+        if j < len(new):
+            want, j = new[j], j + 1
+        while have != want:
+            if have < want:
+                have, i = have * old[i], i + 1
+            else:
+                want, j = want * new[j], j + 1
+        if (i - a, j - b) == (1, 1):
+            axes.append(view.axes[a])
+            continue
+        for t in range(a, i):
+            if view.axes[t].padded:
+                view = flatten(view, t)
+        dims = [dim for t in range(a, i) for dim in view.axes[t].dims]
+        if new[b:j] or not axes:
+            view, regrouped = _regroup(view, dims, new[b:j])
+            axes += regrouped
+        else:  # They have one position.
+            axes[-1] = axes[-1]._replace(dims=(*axes[-1].dims, *dims))
+    return view.replace(axes=tuple(axes))
+
+
+def _regroup(view: View, dims: Sequence[Dim], sizes: Sequence[int]) -> tuple[View, list[Axis]]:
+    """Splits a run of dims into axes of these sizes. The axes of the view are left to the caller."""
+    todo = list(reversed(dims))
+    axes: list[Axis] = []
+    for size in sizes:
+        run: Dims = ()
+        while (have := size_of(run)) < size:
+            dim = todo.pop()
+            need = size // have
+            if size % have == 0 and need % dim.size == 0:
+                run = (*run, dim)
+            elif size % have == 0 and dim.size % need == 0:
+                parts = (Dim(need), Dim(dim.size // need))
+                view = view.map(lambda array, dim=dim, parts=parts: array.split(dim, parts), {dim: parts})
+                run = (*run, parts[0])
+                todo.append(parts[1])
+            else:
+                mixed = flatten(view.replace(axes=(Axis((*run, dim, *reversed(todo))),)), 0)
+                view, run, todo = mixed.replace(axes=view.axes), (), [mixed.axes[0].dims[0]]
+                if todo[0].size % size:
+                    raise UnfollowedError("mixes its axes")
+        axes.append(Axis(run) if run else blank(1))
+    if not axes:
+        return view.drop_dims(todo), axes
+    # What is left has one position.
+    return view, [*axes[:-1], Axis((*axes[-1].dims, *reversed(todo)))]
 
 
 def _broadcast_in_dim(eqn: Equation, view: View) -> View:

@@ -16,6 +16,7 @@ from optax_gc._infer._equation import Equation, Shape
 from optax_gc._infer._layout import aligned
 from optax_gc._infer._masks import Tear
 from optax_gc._infer._names import ELEMENTWISE, NONLINEAR, REDUCTIONS, SAME, short
+from optax_gc._infer._rows import is_diagonal
 from optax_gc._infer._units import has_examples
 from optax_gc._infer._uses import Mark, Param, Use
 from optax_gc._infer._values import GONE, Level, Value, has_met_data, joined, level_behind, level_of, once_each
@@ -274,7 +275,7 @@ def summed_up(walk: Walk, view: View, rest: View, gone: set[Dim]) -> Iterator[Vi
         yield rest.tear()
     elif big & chosen:
         walk.refuse([view], CHOSEN)
-    elif big & view.shared or (big and view.is_placed() and not view.along(big)):
+    elif big & view.shared or (big and view.is_placed() and not view.along(big)) or is_diagonal(view, gone):
         walk.refuse([view], POOLED)
     else:
         yield _sum_of_copies(rest, gone)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ import numpy as np
 from optax_gc._infer._arrays import Axis, Dim, Dims, Named, UnfollowedError, blank, renamed, size_of
 from optax_gc._infer._masks import Place, Tear
 from optax_gc._infer._uses import Mark, Param, Use
+
+UNKNOWN = Named((), np.asarray(-1))  # in place of positions
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,6 +31,7 @@ class View:
     holes: tuple[Named, ...] = ()  # masks that only matter where parts of the parameter are added up
     torn: frozenset[Tear] = frozenset()  # what may hide it, nobody knows where
     picks: tuple[tuple[int, Named], ...] = ()  # stored axes whose position data choose, and the number of each choice
+    rows: tuple[Named, ...] = ()  # for each axis of the data alone that a product had, the position on it
     summed: frozenset[Dim] = frozenset()
     shared: frozenset[Dim] = frozenset()  # the batch of a product
     grouped: frozenset[Dim] = frozenset()  # the groups of a convolution, which are outputs unless they are added up
@@ -123,7 +126,8 @@ class View:
         }
         picks = tuple((axis, function(at)) for axis, at in self.picks)
         arrays = {name: tuple(map(function, getattr(self, name))) for name in ("coords", "masks", "holes")}
-        return self.replace(**arrays, picks=picks, **sets).tears(lambda tear: tear.renamed(names))
+        rows = tuple(_if_known(function, at) for at in self.rows)
+        return self.replace(**arrays, picks=picks, rows=rows, **sets).tears(lambda tear: tear.renamed(names))
 
     def rename(self, names: Mapping[Dim, Dim]) -> View:
         """The same view with other names for some dims, on its axes, too."""
@@ -145,6 +149,13 @@ class View:
         for dim in dims:
             view = view.take(dim, np.zeros((), int), ())
         return view
+
+
+def _if_known(function: Callable[[Named], Named], row: Named) -> Named:
+    try:
+        return function(row)
+    except UnfollowedError:  # too large, and not worth to be left alone for
+        return UNKNOWN
 
 
 def stored(param: Param, positions: Callable[[int], np.ndarray] = np.arange) -> View:
@@ -289,62 +300,3 @@ def pad(view: View, t: int, lo: int, hi: int, inner: int = 0) -> View | None:
 def drop(view: View, t: int) -> View:
     """Removes axis t, which has one position."""
     return view.drop_dims(view.axes[t].dims).with_axis(t)
-
-
-def reshape(view: View, new: Sequence[int]) -> View:
-    """Regroups the dims of the axes; a reshape that cuts across dims makes one of them first."""
-    old = [axis.length for axis in view.axes]
-    axes: list[Axis] = []
-    i = j = 0
-    while i < len(old) or j < len(new):
-        a, b, have, want = i, j, 1, 1
-        if i < len(old):
-            have, i = old[i], i + 1
-        if j < len(new):
-            want, j = new[j], j + 1
-        while have != want:
-            if have < want:
-                have, i = have * old[i], i + 1
-            else:
-                want, j = want * new[j], j + 1
-        if (i - a, j - b) == (1, 1):
-            axes.append(view.axes[a])
-            continue
-        for t in range(a, i):
-            if view.axes[t].padded:
-                view = flatten(view, t)
-        dims = [dim for t in range(a, i) for dim in view.axes[t].dims]
-        if new[b:j] or not axes:
-            view, regrouped = _regroup(view, dims, new[b:j])
-            axes += regrouped
-        else:  # They have one position.
-            axes[-1] = axes[-1]._replace(dims=(*axes[-1].dims, *dims))
-    return view.replace(axes=tuple(axes))
-
-
-def _regroup(view: View, dims: Sequence[Dim], sizes: Sequence[int]) -> tuple[View, list[Axis]]:
-    """Splits a run of dims into axes of these sizes. The axes of the view are left to the caller."""
-    todo = list(reversed(dims))
-    axes: list[Axis] = []
-    for size in sizes:
-        run: Dims = ()
-        while (have := size_of(run)) < size:
-            dim = todo.pop()
-            need = size // have
-            if size % have == 0 and need % dim.size == 0:
-                run = (*run, dim)
-            elif size % have == 0 and dim.size % need == 0:
-                parts = (Dim(need), Dim(dim.size // need))
-                view = view.map(lambda array, dim=dim, parts=parts: array.split(dim, parts), {dim: parts})
-                run = (*run, parts[0])
-                todo.append(parts[1])
-            else:
-                mixed = flatten(view.replace(axes=(Axis((*run, dim, *reversed(todo))),)), 0)
-                view, run, todo = mixed.replace(axes=view.axes), (), [mixed.axes[0].dims[0]]
-                if todo[0].size % size:
-                    raise UnfollowedError("mixes its axes")
-        axes.append(Axis(run) if run else blank(1))
-    if not axes:
-        return view.drop_dims(todo), axes
-    # What is left has one position.
-    return view, [*axes[:-1], Axis((*axes[-1].dims, *reversed(todo)))]
