@@ -92,7 +92,6 @@ def is_whole(group: Sequence[View], start: View | None) -> bool:
         return bool(whole)
     hidden = len(start.masks) + len(start.holes)
     whole = [view for view in whole if not view.lost and len(view.masks) + len(view.holes) <= hidden]
-    whole = [view for view in whole if _examples(view) >= _examples(start)]
     if sum(map(_positions, whole)) < _positions(start):
         return False
     if any(all(a.data is b.data for a, b in zip(view.coords, start.coords, strict=True)) for view in whole):
@@ -145,11 +144,6 @@ def _is_in_part(view: View) -> bool:
 
 def _positions(view: View) -> int:
     return size_of(view.varying())
-
-
-def _examples(view: View) -> int:
-    """How many positions it has along what is of data alone."""
-    return size_of(view.visible() - view.varying())
 
 
 def _entries(view: View) -> int | None:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
@@ -876,17 +877,6 @@ CASES = [
         [_ENTRIES, _DATA],
         w=alone("2 5 4"),
     ),
-    *spelled(
-        "products of which some rows are read, added up",
-        {
-            name: lambda x, i, w, part=part: (
-                (ys := [x[k] @ w[k] for k in range(2)]) and ([tanh(part(y, i)) for y in ys], sum(ys))
-            )
-            for name, part in _ROWS.items()
-        },
-        [_ENTRIES, _DATA],
-        w=alone("2 5 4"),
-    ),
     case(
         "products added to what a loop in the loop moves, and lets go",
         lambda x, w: lax.scan(
@@ -985,5 +975,11 @@ CASES = [
         lambda x, w: tanh(jnp.einsum("kri,jio->kjro", x, w)[np.arange(2), np.arange(2)].sum(0)),
         _ENTRIES,
         w=alone("2 5 4"),
+    ),
+    case(
+        "the next token, of all but the last",
+        lambda x, t, w: optax.softmax_cross_entropy_with_integer_labels((x @ w)[:, :-1], t[:, 1:]).mean(),
+        (x_(2, 7, IN), tokens(2, 7)),
+        w=w("i5 o11"),
     ),
 ]
