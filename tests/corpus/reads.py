@@ -982,4 +982,10 @@ CASES = [
         (x_(2, 7, IN), tokens(2, 7)),
         w=w("i5 o11"),
     ),
+    case(
+        "more rows than are told apart",
+        lambda x, w: tanh((y := (x @ w).reshape(-1, OUT))[::2, :2] + y[::2, 2:]),
+        x_(2048, 4096, IN),
+        w=w("i5 o4"),
+    ),
 ]
