@@ -44,7 +44,7 @@ class Reads:
     def mark(self, view: View) -> None:
         """What a loop carries is read, or a part of it."""
         assert isinstance(view.of, Mark)
-        if view.lost or view.bad or view.torn or view.holes or view.picks:
+        if view.lost or view.bad or view.torn:
             self.perhaps(view)
         elif not view.masks and (_entries(view) or 0) >= math.prod(view.of.shape):
             self._marks[view.of] = None

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Hashable, Sequence
 
 from optax_gc._infer._arrays import Dim, apart
-from optax_gc._infer._views import UNKNOWN, View, by_place, flatten
+from optax_gc._infer._views import View, by_place, flatten
 
 
 def are_of_other_data(views: Sequence[View]) -> bool:
@@ -23,15 +23,13 @@ def are_of_other_data(views: Sequence[View]) -> bool:
 
 
 def _rows(view: View) -> tuple[Hashable, ...]:
-    """The positions along each axis of the data, by where on the value they lie; None where unknown."""
+    """The positions along each axis of the data, by where on the value they lie; None where they lie nowhere."""
     for t, axis in enumerate(view.axes):
         if any(not set(row.dims).isdisjoint(axis.dims) for row in view.rows):
             view = flatten(view, t, pad=False)
     there = {dim: (t, axis.lo) for t, axis in enumerate(view.axes) for dim in axis.dims}
     return tuple(
-        (tuple(there[dim] for dim in row.dims), row.data.tobytes())
-        if row is not UNKNOWN and there.keys() >= set(row.dims)
-        else None
+        (tuple(there[dim] for dim in row.dims), row.data.tobytes()) if there.keys() >= set(row.dims) else None
         for row in view.rows
     )
 

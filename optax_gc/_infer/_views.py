@@ -13,7 +13,7 @@ from optax_gc._infer._arrays import Axis, Dim, Dims, Named, UnfollowedError, bla
 from optax_gc._infer._masks import Place, Tear
 from optax_gc._infer._uses import Mark, Param, Use
 
-UNKNOWN = Named((), np.asarray(-1))  # in place of positions
+_UNKNOWN = Named((), np.asarray(-1))  # in place of positions
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -155,7 +155,7 @@ def _if_known(function: Callable[[Named], Named], row: Named) -> Named:
     try:
         return function(row)
     except UnfollowedError:  # too large, and not worth to be left alone for
-        return UNKNOWN
+        return _UNKNOWN
 
 
 def stored(param: Param, positions: Callable[[int], np.ndarray] = np.arange) -> View:

@@ -175,7 +175,7 @@ class Walk:
         steps = frozenset(view.varying() - visible - view.summed)
         shares, outputs = view.along(view.shared | view.grouped), view.along(visible - view.shared)
         use = dataclasses.replace(view.use, shares=set(shares), outputs=outputs, steps=steps)
-        data = [dim for axis in view.axes for dim in axis.dims if dim.size > 1 and dim not in view.varying()]
+        data = [dim for axis in view.axes for dim in axis.dims if dim not in view.varying()]
         view = view.replace(use=use, rows=tuple(Named((dim,), np.arange(dim.size)) for dim in data))
         assert view.use is not None
         self.products[view.use] = view

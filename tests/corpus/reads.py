@@ -940,6 +940,9 @@ CASES = [
             "pairs": lambda x, w: tanh((y := x[0] @ w)[:, None, :2] + y[None, :, 2:]),
             "rows and the next ones": lambda x, w: tanh((y := x[0] @ w)[:-1, :2] + y[1:, 2:]),
             "rolled": lambda x, w: tanh((y := x[0] @ w)[:, :2] + jnp.roll(y[:, 2:], 1, 0)),
+            "padded": lambda x, w: tanh(
+                jnp.pad((y := x[0] @ w)[:, :2], ((1, 0), (0, 0))) + jnp.pad(y[:, 2:], ((0, 1), (0, 0)))
+            ),
             "the first row": lambda x, w: tanh((y := x[0] @ w)[:1, :2] + y[:, 2:]),
             "two rows": lambda x, w: tanh((y := x[0] @ w)[0, :2] + y[1, 2:]),
             "backwards": lambda x, w: tanh((y := x[0] @ w)[::-1, :2] + y[:, 2:]),
@@ -956,6 +959,11 @@ CASES = [
         {
             "halves": lambda x, w: tanh((y := x[0] @ w)[:, :2] + y[:, 2:]),
             "halves of the same rows": lambda x, w: tanh((y := x[0] @ w)[1:, :2] + y[1:, 2:]),
+            "halves, one after the other": lambda x, w: tanh(jnp.concatenate([(y := x[0] @ w)[:, :2], y[:, 2:]])),
+            "halves, of which one was indexed": lambda x, w: tanh(
+                (y := (x @ w).reshape(-1, OUT))[np.arange(2 * R), :2] + y[:, 2:]
+            ),
+            "one output, masked": lambda x, w: tanh((np.eye(R, 1) * (x[0] @ w[:, :1])).sum()) + tanh(x[0] @ w),
             "halves, turned": lambda x, w: tanh((y := x[0] @ w)[:, :2].T + y[:, 2:].T),
             "halves, backwards": lambda x, w: tanh((y := x[0] @ w)[::-1, :2] + y[::-1, 2:]),
             "rows and the next ones": lambda x, w: tanh((y := x[0] @ w)[1:] + y[:-1]),
@@ -987,5 +995,32 @@ CASES = [
         lambda x, w: tanh((y := (x @ w).reshape(-1, OUT))[::2, :2] + y[::2, 2:]),
         x_(2048, 4096, IN),
         w=w("i5 o4"),
+    ),
+    case(
+        "one of several products is written over, and all are added up",
+        lambda x, w: (
+            (ys := [x[k] @ w[k] for k in range(3)]) and jnp.stack([ys[2], ys[0], ys[1]]).at[2].set(ys[2]).sum(0)
+        ),
+        x_(3, R, IN),
+        w=alone("3 5 4"),
+    ),
+    case(
+        "a product that is read with the sum so far of others",
+        lambda x, w: lax.scan(lambda c, a: (c + a @ w[1], tanh(c + a @ w[0])), _ZERO, x)[1],
+        _ENTRIES,
+        w=alone("2 5 4"),
+    ),
+    case(
+        "one block in a loop of one step, added up on devices",
+        lambda x, w: sharded(
+            lambda x, w: lax.psum(
+                lax.scan(lambda c, a: (c + a[0], None), _ZERO, (x[..., None] * w[:, None]).sum(-2)[None])[0], "model"
+            ),
+            (P("model"), P("model")),
+            P(),
+            check_vma=False,
+        )(x, w),
+        _ENTRIES,
+        w=w("i2 i5 o4"),
     ),
 ]
