@@ -1023,4 +1023,14 @@ CASES = [
         _ENTRIES,
         w=w("i2 i5 o4"),
     ),
+    case(
+        "rows of what two loops carried a step before, added up over the steps of the inner one",
+        lambda x, w: lax.scan(
+            lambda c, a: (lax.scan(lambda m, b: (b[0] @ b[1], m), _ZERO, a)[1], c[:, :1]),
+            jnp.zeros((3, R, OUT)),
+            (x, w),
+        )[1].sum(1),
+        x_(2, 3, R, IN),
+        w=alone("2 3 5 4"),
+    ),
 ]
