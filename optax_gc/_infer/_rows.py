@@ -48,7 +48,7 @@ def which(view: View) -> Hashable:
 
 def is_diagonal(view: View, gone: set[Dim]) -> bool:
     """Whether outputs that are summed are each of other data."""
-    outputs = {dim for coord in view.coords for dim in coord.dims if dim in gone and dim.size > 1}
+    outputs = {dim for coord in view.coords for dim in coord.dims if dim in gone}
     rows = any(not outputs.isdisjoint(row.dims) for row in view.rows)
     both = (mask.dims for mask in (*view.masks, *view.holes) if not outputs.isdisjoint(mask.dims))
     return rows or any(not (gone - outputs).isdisjoint(dims) for dims in both)

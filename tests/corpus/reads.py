@@ -1014,7 +1014,7 @@ CASES = [
         "one block in a loop of one step, added up on devices",
         lambda x, w: sharded(
             lambda x, w: lax.psum(
-                lax.scan(lambda c, a: (c + a[0], None), _ZERO, (x[..., None] * w[:, None]).sum(-2)[None])[0], "model"
+                lax.scan(lambda c, a: (c + a, None), _ZERO, (x[..., None] * w[:, None]).sum(-2))[0], "model"
             ),
             (P("model"), P("model")),
             P(),
