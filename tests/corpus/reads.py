@@ -992,7 +992,7 @@ CASES = [
     ),
     case(
         "more rows than are told apart",
-        lambda x, w: tanh((y := (x @ w).reshape(-1, OUT))[::2, :2] + y[::2, 2:]),
+        lambda x, w: tanh((y := lax.slice_in_dim((x @ w).reshape(-1, OUT), 0, None, 2))[:, :2] + y[:, 2:]),
         x_(2048, 4096, IN),
         w=w("i5 o4"),
     ),
