@@ -27,10 +27,10 @@ def shard_map(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value
             views = tuple(_along(walk, view, spec, _cut) for view in value.views)
             cut = {block for names in spec if names for block in _blocks(walk, names)}
             inside.append(dataclasses.replace(value, views=views, known=None, steps=value.steps | cut))
+        own = frozenset(walk.blocks.values()).difference(outer[0].values())
         outs = []
         for value, spec in zip(walk.jaxpr(eqn["jaxpr"], inside), eqn["out_specs"], strict=True):
             views = tuple(_along(walk, view, spec, _put_back) for view in value.views)
-            own = frozenset(walk.blocks.values()).difference(outer[0].values())
             outs.append(Value(value.level, views, steps=value.steps - own))
         return outs
     finally:
