@@ -53,8 +53,7 @@ def _cut(view: View, t: int, blocks: Dims) -> View:
 
 
 def _put_back(view: View, t: int, blocks: Dims) -> View:
-    view = flatten(view, t)
-    view = _as_batch(view, blocks)
+    view = _as_batch(flatten(view, t), blocks).on_rows(blocks)
     # What hides it may be another thing on each device.
     view = view.tears(lambda tear: tear._replace(dims=(*blocks, *tear.dims)))
     return view.with_axis(t, Axis((*blocks, *view.axes[t].dims)))
@@ -89,6 +88,9 @@ def _blocks(walk: Walk, names: Any) -> Dims:
 def _summed(walk: Walk, eqn: Equation, view: View, blocks: Dims) -> Iterator[View]:
     """The blocks are summed, under names of their own: the devices may hold other blocks later."""
     own = {block: Dim(block.size) for block in blocks if block in view.differing()}
+    rows = {dim for row in view.rows for dim in row.dims}
+    alone = {block: Dim(block.size) for block in rows.intersection(blocks) - own.keys()}
+    view = view.rename(alone).replace(pooled=view.pooled.union(own.values(), alone.values()))
     gone = set(own.values())
     if own and any(varies(tear, block, walk.sharded) for tear in view.torn for block in own):
         walk.refuse([view], HIDDEN)

@@ -172,7 +172,9 @@ class _Judge:
             return Verdict(None, OVERLAP)
         classes = _classes(views, _outputs)
         for a, b in itertools.combinations(classes, 2):
-            alike = {view.use for view in a} == {view.use for view in b} and _batches(a) == _batches(b)
+            alike = {view.use for view in a} == {view.use for view in b}
+            # A norm takes all groups.
+            alike = alike and (_batches(a) == _batches(b) or any(view.is_pooled() for view in (*a, *b)))
             if not alike and not apart(a[0].axes, b[0].axes):
                 return Verdict(None, OVERLAP)
         alone = [list({view.use: view for view in group}.values()) for group in classes]
@@ -254,7 +256,8 @@ def _batches(views: Iterable[View]) -> set[Hashable]:
     """Which batch entry each unit is of, or which the data chose, by where on the value it lies."""
     found: set[Hashable] = set()
     for view in views:
-        entries = [(a, c) for a, c in enumerate(view.coords) if not view.shared.isdisjoint(c.dims)]
+        batch = view.shared | view.scaled | view.grouped
+        entries = [(a, c) for a, c in enumerate(view.coords) if not batch.isdisjoint(c.dims)]
         for a, at in (*(entry for entry in entries if view.summed.isdisjoint(entry[1].dims)), *view.picks):
             found.add((a, at.key(), *((x.lo, x.hi) for x in view.axes if not set(x.dims).isdisjoint(at.dims))))
     return found

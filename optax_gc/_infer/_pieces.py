@@ -13,6 +13,7 @@ import numpy as np
 from optax_gc._infer._arrays import Axis, Dim, Dims, Named, UnfollowedError, blank, in_order
 from optax_gc._infer._equation import Equation
 from optax_gc._infer._layout import MOVES
+from optax_gc._infer._rows import chosen_rows
 from optax_gc._infer._uses import Mark, Param
 from optax_gc._infer._values import Level, Value, level_of
 from optax_gc._infer._views import View, cut, drop, flatten, pad
@@ -130,9 +131,10 @@ def window(
     """
     whole = view.axes[t].length
     if isinstance(start, Named):
+        out = blank(size)
+        view = chosen_rows(view, view.on([t]), start, out.dims)
         # Of two that exclude each other the data may choose one after the other, and add them up.
         view = view.rename({dim: Dim(dim.size) for dim in view.axes[t].dims})
-        out = blank(size)
         chosen = (*start.dims, *out.dims)
         view = view.tears_along([t], lambda tear: tear.then(token).moved(view.axes[t].dims, chosen))
         if view.varying().isdisjoint(view.axes[t].dims) and (view.product or not view.axes[t].padded):
@@ -154,17 +156,20 @@ def _picked(view: View, t: int, number: Named) -> View:
     if any(not along.issuperset(at.dims) for _, at in view.picks if not along.isdisjoint(at.dims)):
         return view.replace(bad=view.bad or ACROSS)
     coords = list(view.coords)
-    picks = [(a, at if along.isdisjoint(at.dims) else number) for a, at in view.picks]
+    picks = [(a, at if along.isdisjoint(at.dims) else _again(at, number)) for a, at in view.picks]
     for a, coord in enumerate(view.coords):
         if along.isdisjoint(coord.dims):
             continue
         if not along.issuperset(coord.dims):
             return view.replace(bad=view.bad or ACROSS)
         coords[a] = Named((), np.zeros((), int))
-        # Of what lies in another order, the same choice is another.
-        order = zlib.crc32(coord.table((), view.axes[t].dims).tobytes()) << 31
-        picks.append((a, Named(number.dims, number.data + order)))
+        picks.append((a, _again(Named(view.axes[t].dims, coord.over(view.axes[t].dims)), number)))
     return view.replace(coords=tuple(coords), picks=tuple(picks))
+
+
+def _again(at: Named, number: Named) -> Named:
+    """The number of a choice among positions: of what lies in another order, the same choice is another."""
+    return Named(number.dims, number.data + (zlib.crc32(at.key()[1]) << 31))
 
 
 def dynamic_slice(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:

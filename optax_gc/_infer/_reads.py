@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from optax_gc._infer._arrays import LIMIT, Dim, apart, in_order, size_of
+from optax_gc._infer._rows import are_mixed
 from optax_gc._infer._uses import Mark, Param, Use
 from optax_gc._infer._views import View
 
@@ -119,7 +120,7 @@ def may_be_added(group: Sequence[View]) -> bool:
 
 
 def _is_batch(view: View) -> bool:
-    return bool(batch_of(view) or off_axes(view)) or view.is_placed()
+    return bool(batch_of(view) or off_axes(view)) or view.is_placed() or are_mixed(view)
 
 
 def batch_of(view: View) -> set[Dim]:

@@ -3,35 +3,118 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Sequence
+import zlib
+from collections.abc import Hashable, Sequence, Set
+from typing import NamedTuple
 
-from optax_gc._infer._arrays import Dim, apart
+import numpy as np
+
+from optax_gc._infer._arrays import Dim, Dims, Named, apart, size_of
 from optax_gc._infer._views import View, by_place, flatten
+
+
+class _Row(NamedTuple):
+    """Positions on an axis of the data: at each place a set of them, in order."""
+
+    places: tuple[Hashable, ...]
+    shape: tuple[int, int]
+    positions: bytes
+
+    def sets(self) -> np.ndarray:
+        return np.frombuffer(self.positions, int).reshape(self.shape)
 
 
 def are_of_other_data(views: Sequence[View]) -> bool:
     """Whether different outputs of one product were added up that are of different data."""
-    if len(views) == 1:
-        return False
     places: dict[tuple[int, int], Dim] = {}
-    found = [(_rows(view), by_place(view, places)) for view in views]
-    for (rows, a), (others, b) in itertools.combinations(found, 2):
-        moved = any(x and y and x != y for x, y in zip(rows, others, strict=False))
-        if moved and which(a) != which(b) and not (apart(a.axes, b.axes) or disjoint(a, b)):
+    found = [(at := by_place(view, places), rows_of(view), _outputs(view, at)) for view in views]
+    some_lost = any(view.lost for view in views)
+    if not some_lost and 1 in (len({rows for _, rows, _ in found}), len({outputs for *_, outputs in found})):
+        return False
+    for (a, rows, mine), (b, others, theirs) in itertools.combinations(found, 2):
+        if a.lost != b.lost:
+            other = not (_is_unmoved(a) and _is_unmoved(b))
+        else:
+            moved = sum(_differ(x, y) for x, y in zip(rows, others, strict=False))
+            # Of what is not followed any more, one axis may be the data's, and another that of outputs.
+            other = moved > 1 if a.lost else moved and mine != theirs
+        if other and not (apart(a.axes, b.axes) or disjoint(a, b)):
             return True
     return False
 
 
-def _rows(view: View) -> tuple[Hashable, ...]:
-    """The positions along each axis of the data, by where on the value they lie; None where they lie nowhere."""
+def rows_of(view: View) -> tuple[_Row, ...]:
+    """The positions along each axis of the data, by where on the value they lie."""
     for t, axis in enumerate(view.axes):
         if any(not set(row.dims).isdisjoint(axis.dims) for row in view.rows):
             view = flatten(view, t, pad=False)
     there = {dim: (t, axis.lo) for t, axis in enumerate(view.axes) for dim in axis.dims}
-    return tuple(
-        (tuple(there[dim] for dim in row.dims), row.data.tobytes()) if there.keys() >= set(row.dims) else None
-        for row in view.rows
-    )
+    found = []
+    for row in view.rows:
+        summed = tuple(dim for dim in row.dims if dim in view.pooled)
+        kept = tuple(dim for dim in row.dims if dim not in view.pooled)
+        table = row.table(kept, summed)
+        if summed:
+            table = np.unique(table).reshape(1, -1) if not kept else np.sort(table, 1)
+        found.append(_Row(tuple(there.get(dim, dim) for dim in kept), table.shape, table.astype(int).tobytes()))
+    return tuple(found)
+
+
+def _differ(a: _Row, b: _Row) -> bool:
+    """Whether at some place there is nothing on an axis of the data that is in both."""
+    if a == b:
+        return False
+    x, y = a.sets(), b.sets()
+    if a.places and b.places:
+        return a.places != b.places or x.shape[1] * y.shape[1] == 1 or not (x[:, :1] <= y[:, -1:]).all()
+    return not (np.isin(x, y) if a.places else np.isin(y, x)).any(1).all()
+
+
+def _is_unmoved(view: View) -> bool:
+    """Whether all that there is of it lies where it began."""
+    arrays = (*view.rows, *(view.coords[a] for a in (view.use.outputs if view.use and not view.lost else ())))
+    visible = view.visible()
+    return all(visible.issuperset(at.dims) and (np.diff(at.data, prepend=-1) == 1).all() for at in arrays)
+
+
+def _outputs(view: View, placed: View) -> Hashable:
+    """Which outputs there are, and mixtures of them, and where they begin along the axes of the data."""
+    if view.lost:
+        return None
+    there = {dim: (t, axis.lo) for t, axis in enumerate(view.axes) for dim in axis.dims}
+    mixed = tuple((tuple(there.get(dim, dim) for dim in at.dims), at.data.tobytes()) for at in view.mixed)
+    begin = tuple((t, axis.lo) for t, axis in enumerate(view.axes) if view.is_of_both(axis))
+    return which(placed), mixed, begin
+
+
+def are_mixed(view: View) -> bool:
+    """Whether outputs lie along an axis of the data, so that some are of other data."""
+    return any(view.is_of_both(axis) or is_diagonal(view, set(axis.dims)) for axis in view.axes)
+
+
+def chosen_rows(view: View, dims: Set[Dim], number: Named, window: Dims = ()) -> View:
+    """The view with the positions along some dims of the data's axes chosen, nobody knows which.
+
+    Of other positions, the same choice is another.
+
+    Args:
+      view: the view.
+      dims: the dims.
+      number: the number of the choice.
+      window: the dim of the window that is chosen, if it has more than one position.
+    """
+
+    def chosen(row: Named) -> Named:
+        along = tuple(dim for dim in row.dims if dim in dims)
+        if not along:
+            return row
+        rest = tuple(dim for dim in row.dims if dim not in dims)
+        order = np.array([zlib.crc32(positions.tobytes()) << 31 for positions in row.table(rest, along)])
+        choices = np.add.outer(number.data << 24, np.arange(size_of(window)))
+        new = (*rest, *number.dims, *window)
+        return Named(new, np.add.outer(order, choices).reshape([dim.size for dim in new]))
+
+    return view.replace(rows=tuple(map(chosen, view.rows)))
 
 
 def disjoint(a: View, b: View) -> bool:
@@ -47,8 +130,9 @@ def which(view: View) -> Hashable:
 
 
 def is_diagonal(view: View, gone: set[Dim]) -> bool:
-    """Whether outputs that are summed are each of other data."""
+    """Whether outputs along some dims are each of other data."""
+    rows, masks = ([gone.intersection(at.dims) for at in arrays] for arrays in (view.rows, (*view.masks, *view.holes)))
+    if view.lost:
+        return any(len(mask) > 1 for mask in masks) or any(a & b for a, b in itertools.combinations(rows, 2))
     outputs = {dim for coord in view.coords for dim in coord.dims if dim in gone}
-    rows = any(not outputs.isdisjoint(row.dims) for row in view.rows)
-    both = (mask.dims for mask in (*view.masks, *view.holes) if not outputs.isdisjoint(mask.dims))
-    return rows or any(not (gone - outputs).isdisjoint(dims) for dims in both)
+    return any(outputs & row for row in rows) or any(outputs & mask and mask - outputs for mask in masks)

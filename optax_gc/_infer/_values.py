@@ -14,6 +14,7 @@ import numpy as np
 from optax_gc._infer._arrays import LIMIT, Axis, Dim, UnfollowedError, region
 from optax_gc._infer._constants import KINDS, Constant, numbers_of
 from optax_gc._infer._masks import TURNED, Hiding, Mask, Tear
+from optax_gc._infer._rows import rows_of
 from optax_gc._infer._uses import Mark, Param, Use
 from optax_gc._infer._views import View, same
 
@@ -207,10 +208,13 @@ def once_each(views: Iterable[View]) -> tuple[View, ...]:
     What has no coordinates is kept twice at each place, as that may be two different things.
     """
     kept: dict[object, list[View]] = collections.defaultdict(list)
+    lost: collections.Counter[object] = collections.Counter()
     for view in views:
         known = kept[view.of, view.use, view.stopped]
         if view.lost:
-            enough = sum(other.lost and region(other.axes) == region(view.axes) for other in known) > 1
+            place = (view.of, view.use, view.stopped, region(view.axes), rows_of(view))
+            lost[place] += 1
+            enough = lost[place] > 2
         else:
             enough = any(same(view, other) for other in known)
         if not enough:

@@ -32,6 +32,8 @@ class View:
     torn: frozenset[Tear] = frozenset()  # what may hide it, nobody knows where
     picks: tuple[tuple[int, Named], ...] = ()  # stored axes whose position data choose, and the number of each choice
     rows: tuple[Named, ...] = ()  # for each axis of the data alone that a product had, the position on it
+    mixed: tuple[Named, ...] = ()  # where constants mixed its outputs, which mixture it is
+    pooled: frozenset[Dim] = frozenset()  # dims of these rows that were summed over
     summed: frozenset[Dim] = frozenset()
     shared: frozenset[Dim] = frozenset()  # the batch of a product
     grouped: frozenset[Dim] = frozenset()  # the groups of a convolution, which are outputs unless they are added up
@@ -54,9 +56,23 @@ class View:
         return view
 
     def lose(self, shape: tuple[int, ...]) -> View:
-        """What goes on of a product that is not followed any more: it is a sum, of nobody knows what."""
+        """What goes on of a product that is not followed any more: it is a sum, of nobody knows what.
+
+        Nobody knows which of its axes are those of the data, and which those of outputs, so it may be any.
+        """
         axes = tuple(map(blank, shape))
-        return View(self.of, axes, (), use=self.use, product=True, stopped=self.stopped, lost=True)
+        rows = tuple(Named(axis.dims, np.arange(axis.inner)) for axis in axes if axis.inner > 1)
+        # Where one of its axes was both, any may be.
+        rows *= 1 + any(map(self.is_of_both, self.axes))
+        return View(self.of, axes, (), rows=rows, use=self.use, product=True, stopped=self.stopped, lost=True)
+
+    def is_of_both(self, axis: Axis) -> bool:
+        """Whether an axis runs over data and over outputs."""
+        big = {dim for dim in axis.dims if dim.size > 1}
+        rows = sum(not big.isdisjoint(row.dims) for row in self.rows)
+        if self.lost or not self.use:
+            return rows > 1
+        return rows > 0 and any(not big.isdisjoint(self.coords[a].dims) for a in self.use.outputs)
 
     def tear(self) -> View:
         """Notes that something may hide it that is like nothing before it."""
@@ -91,6 +107,12 @@ class View:
         """The dims along which it differs, or what hides it does."""
         return self.varying().union(*(hole.dims for hole in self.holes))
 
+    def on_rows(self, dims: Iterable[Dim]) -> View:
+        """Notes that dims that join its axes tell other data apart."""
+        known = self.differing().union(*(row.dims for row in self.rows))
+        new = tuple(Named((dim,), np.arange(dim.size)) for dim in dims if dim.size > 1 and dim not in known)
+        return self.replace(rows=(*self.rows, *new)) if new else self
+
     def is_pooled(self) -> bool:
         """Whether groups of a convolution have left its axes."""
         return any(dim.size > 1 for dim in (self.grouped & self.varying()) - self.visible())
@@ -122,12 +144,12 @@ class View:
         """Applies a function to all arrays, and renames dims in the sets."""
         sets = {
             name: frozenset(renamed(dims, names)) if (dims := getattr(self, name)) else dims
-            for name in ("summed", "shared", "grouped", "scaled", "repeated")
+            for name in ("pooled", "summed", "shared", "grouped", "scaled", "repeated")
         }
         picks = tuple((axis, function(at)) for axis, at in self.picks)
         arrays = {name: tuple(map(function, getattr(self, name))) for name in ("coords", "masks", "holes")}
-        rows = tuple(_if_known(function, at) for at in self.rows)
-        return self.replace(**arrays, picks=picks, rows=rows, **sets).tears(lambda tear: tear.renamed(names))
+        arrays |= {name: tuple(_if_known(function, at) for at in getattr(self, name)) for name in ("rows", "mixed")}
+        return self.replace(**arrays, picks=picks, **sets).tears(lambda tear: tear.renamed(names))
 
     def rename(self, names: Mapping[Dim, Dim]) -> View:
         """The same view with other names for some dims, on its axes, too."""
@@ -186,17 +208,19 @@ def same(a: View, b: View) -> bool:
     places: dict[tuple[int, int], Dim] = {}
     a, b = by_place(a, places), by_place(b, places)
     places_differ = any((x.lo, x.hi) != (y.lo, y.hi) for x, y in zip(a.axes, b.axes, strict=True))
-    if places_differ or (len(a.masks), len(a.holes)) != (len(b.masks), len(b.holes)):
+    kinds = "masks", "holes", "mixed"
+    if places_differ or any(len(getattr(a, kind)) != len(getattr(b, kind)) for kind in kinds):
         return False
     if [axis for axis, _ in a.picks] != [axis for axis, _ in b.picks]:
         return False
-    arrays = [(*view.coords, *view.masks, *view.holes, *(at for _, at in view.picks)) for view in (a, b)]
+    arrays = [(*v.coords, *v.masks, *v.holes, *v.mixed, *(at for _, at in v.picks)) for v in (a, b)]
     return all(map(Named.equals, *arrays))
 
 
 def by_place(view: View, places: dict[tuple[int, int], Dim]) -> View:
     """Names the dims of each axis by its place, so that views of one value can be compared."""
-    on = [t for t, axis in enumerate(view.axes) if not view.varying().isdisjoint(axis.dims)]
+    varying = view.varying().union(*(at.dims for at in view.mixed))
+    on = [t for t, axis in enumerate(view.axes) if not varying.isdisjoint(axis.dims)]
     for t in on:
         view = flatten(view, t, pad=False)
     inner = {t: view.axes[t].dims[0] for t in on}

@@ -11,7 +11,7 @@ from typing import Any
 import jax.extend.core as jex
 import numpy as np
 
-from optax_gc._infer._arrays import LIMIT, Dim, Dims, Named, UnfollowedError, blank, size_of
+from optax_gc._infer._arrays import LIMIT, Dim, Dims, Named, UnfollowedError, size_of
 from optax_gc._infer._constants import literal
 from optax_gc._infer._equation import (
     Equation,
@@ -28,6 +28,7 @@ from optax_gc._infer._equation import (
 from optax_gc._infer._names import ALWAYS, CONTRACTIONS
 from optax_gc._infer._reads import Reads, is_whole, may_be_added, may_mix_entries
 from optax_gc._infer._results import completed, without_views
+from optax_gc._infer._rows import are_of_other_data
 from optax_gc._infer._uses import Mark, Param, Tier, Use
 from optax_gc._infer._values import Level, Value, facts_of, level_behind, level_of
 from optax_gc._infer._views import View
@@ -175,8 +176,9 @@ class Walk:
         steps = frozenset(view.varying() - visible - view.summed)
         shares, outputs = view.along(view.shared | view.grouped), view.along(visible - view.shared)
         use = dataclasses.replace(view.use, shares=set(shares), outputs=outputs, steps=steps)
-        data = [dim for axis in view.axes for dim in axis.dims if dim not in view.varying()]
-        view = view.replace(use=use, rows=tuple(Named((dim,), np.arange(dim.size)) for dim in data))
+        data = (axis for axis in view.axes if view.varying().isdisjoint(axis.dims))
+        rows = (dim for axis in data for dim in axis.dims)
+        view = view.replace(use=use, rows=(), pooled=frozenset()).on_rows(rows)
         assert view.use is not None
         self.products[view.use] = view
         return view
@@ -226,7 +228,7 @@ class Walk:
     def _judged(self, param: Param, group: list[View], beside: Sequence[View] = ()) -> None:
         followed = [view for view in group if not view.lost]
         several = len({view.use for view in group}) > 1
-        if len(followed) < len(group) and (several or may_mix_entries(group, param)):
+        if len(followed) < len(group) and (several or may_mix_entries(group, param) or _may_mix_outputs(group, param)):
             self.refuse(group, UNFINISHED)
         elif followed:
             self.groups.append(Group(param, followed, beside))
@@ -307,6 +309,12 @@ class Walk:
         return Named(dims, np.arange(first, first + size).reshape([dim.size for dim in dims]))
 
 
+def _may_mix_outputs(group: Sequence[View], param: Param) -> bool:
+    """Whether views of one product may be outputs of different data."""
+    use = group[0].use
+    return use is not None and any(param.shape[a] > 1 for a in use.outputs) and are_of_other_data(group)
+
+
 def unknown(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     """Nobody knows what becomes of the axes: weights are left alone, products end."""
     for value in ins:
@@ -317,7 +325,7 @@ def unknown(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
         walk.end(products, eqn, ())
         return [Value(level)] * len(eqn.outs)
     on = walk.end(products, eqn, eqn.out)
-    shaped = [[view.replace(axes=tuple(map(blank, shape))) for view in on] for shape in eqn.outs]
+    shaped = [[view.lose(shape) for view in on] for shape in eqn.outs]
     return [Value(level, tuple(views)) for views in shaped]
 
 
