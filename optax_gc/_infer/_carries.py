@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 
-from optax_gc._infer._arrays import Axis, Dim, Named, in_order
+from optax_gc._infer._arrays import Axis, Dim, Named, in_order, region
 from optax_gc._infer._constants import Constant
 from optax_gc._infer._equation import Shape
 from optax_gc._infer._masks import Case, Mask, Tear
 from optax_gc._infer._maths import CHOSEN, HIDDEN
 from optax_gc._infer._reads import batch_of, off_axes
+from optax_gc._infer._rows import is_diagonal
 from optax_gc._infer._uses import Mark, Param
 from optax_gc._infer._values import Level, Value
 from optax_gc._infer._views import View, same
@@ -144,6 +145,8 @@ def carried(
         if leaks:
             _last(walk, start, mark, step)
         return (*_last(walk, own, mark, step), *outer)
+    elif big and any(is_diagonal(view, big) for view in own):
+        walk.refuse([*start, *own], POOLED)
     elif not adds_up or leaks:
         if bare:
             _last(walk, start, mark, step)
@@ -174,8 +177,10 @@ def _last(walk: Walk, views: Sequence[View], mark: View, step: Dim | None) -> li
     for of in {view.of: None for view in views}:
         group = [view for view in views if view.of is of and not walk.is_settled(view)]
         if group:
-            # Judged together, they are one sum, and none of what the loop gives step by step.
-            lost = walk.judged_on(group, tuple(axis.length for axis in mark.axes))[:1]
+            lost = walk.judged_on(group, tuple(axis.length for axis in mark.axes))
+            if len({region(view.axes) for view in group}) == 1:
+                # Judged together, they are one sum, and none of what the loop gives step by step.
+                lost = lost[:1]
             on += map(_as_another, _still_batches(walk, group, lost, step))
     return on
 

@@ -124,9 +124,10 @@ def disjoint(a: View, b: View) -> bool:
 
 def which(view: View) -> Hashable:
     """Which outputs of the parameter the units of a product are."""
-    arrays = (coord for coord in view.coords if coord.dims and view.summed.isdisjoint(coord.dims))
-    one = [(a, int(view.coords[a].data)) for a in (view.use.outputs if view.use else ()) if not view.coords[a].dims]
-    return tuple(array.key() for array in arrays), frozenset(one)
+    outputs = view.use.outputs if view.use else frozenset[int]()
+    several = {a: coord for a, coord in enumerate(view.coords) if coord.data.size > 1}
+    arrays = (c.key() for a, c in several.items() if a in outputs or view.summed.isdisjoint(c.dims))
+    return tuple(arrays), frozenset((a, view.coords[a].data.item()) for a in outputs - several.keys())
 
 
 def is_diagonal(view: View, gone: set[Dim]) -> bool:

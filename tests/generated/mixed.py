@@ -22,15 +22,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
 from generated import Args, Found, Judged, Maker, Program, infer, main
-from generated.batches import _LAYOUT, _LINEAR, MOST, Axis, Spec, Step, _at, _resized
+from generated.batches import _LAYOUT, _LINEAR, MOST, Axis, Spec, Step, _at, _fourier, _resized
+from generated.more_blocks import mesh
 
 SOURCES: dict[str, tuple[Callable[[Any, Any], Any], str]] = {  # and what x, w and y have
     "x @ w": (jnp.matmul, "ri,io->ro"),
     "x @ w, of rows of rows": (jnp.matmul, "sri,io->sro"),
     "einsum": (lambda x, w: jnp.einsum("ri,oi->ro", x, w), "ri,oi->ro"),
     "heads": (lambda x, w: jnp.einsum("ri,iph->rph", x, w), "ri,iph->rph"),
+    "vmap": (jax.vmap(jnp.matmul, (0, None)), "ri,io->ro"),
+    "rows over devices": (lambda x, w: _devices(jnp.matmul, (P("d"), P()), P("d"))(x, w), "ei,io->eo"),
+    "rows over devices, gathered": (
+        lambda x, w: _devices(lambda x, w: lax.all_gather(x @ w, "d", tiled=True), (P("d"), P()), P())(x, w),
+        "ei,io->eo",
+    ),
+    "outputs over devices": (lambda x, w: _devices(jnp.matmul, (P(), P(None, "d")), P(None, "d"))(x, w), "ri,ie->re"),
+    "a buffer that a loop writes": (
+        lambda x, w: lax.fori_loop(
+            0, len(x), lambda r, y: y.at[r].set(x[r] @ w), jnp.zeros((len(x), w.shape[1]), x.dtype)
+        ),
+        "ri,io->ro",
+    ),
+    "outputs, one by one": (lambda x, w: lax.map(lambda v: x @ v, w), "ri,oi->or"),
     "row by row": (lambda x, w: lax.map(lambda row: row @ w, x), "ri,io->ro"),
     "(x * w).sum": (lambda x, w: (x[:, :, None] * w).sum(1), "ri,io->ro"),
     "1x1 convolution": (lambda x, w: _conv(x, w[None]), "ri,io->ro"),
@@ -48,6 +64,10 @@ SOURCES: dict[str, tuple[Callable[[Any, Any], Any], str]] = {  # and what x, w a
 def _conv(x: Any, w: Any, groups: int = 1) -> Any:
     names = ("NWC", "WIO", "NWC")
     return lax.conv_general_dilated(x[None], w, (1,), "VALID", dimension_numbers=names, feature_group_count=groups)[0]
+
+
+def _devices(f: Callable[..., Any], ins: Any, outs: Any) -> Callable[..., Any]:
+    return jax.shard_map(f, mesh=mesh(2), in_specs=ins, out_specs=outs, check_vma=False)
 
 
 def _two(make: Maker, spec: Spec) -> list[int] | None:
@@ -151,12 +171,30 @@ def _mirrored(make: Maker, spec: Spec, k: int) -> Step | None:
     return text, lambda env, y: y + move(y, axis=axes), spec
 
 
-_MIX = [_overlaid, _paired, _edges, _diagonal, _rotated, _mirrored]
+def _over_devices(make: Maker, spec: Spec, k: int) -> Step | None:
+    """The halves of one axis on two devices: as they are, added up, or gathered."""
+    if spec[k].size % 2:
+        return None
+    how, cut = make.choice(["as they are", "added up", "gathered"]), P(*[None] * k, "d")
+    if how == "as they are":
+        return f"{k} over devices", lambda env, y: _devices(lambda v: 2 * v, cut, cut)(y), spec
+    if how == "gathered":
+        gather = _devices(lambda v: lax.all_gather(v, "d", axis=k, tiled=True), cut, P())
+        return f"{k} over devices, gathered", lambda env, y: gather(y), spec
+    add = _devices(lambda v: lax.psum(v, "d"), cut, P())
+    return f"{k} over devices, added up", lambda env, y: add(y), _resized(spec, k, spec[k].size // 2)
+
+
+_MIX = [_over_devices, _overlaid, _paired, _edges, _diagonal, _rotated, _mirrored]
+
+
+# XLA of JAX 0.12 fails on some transforms of what lies on several devices.
+_OTHERS = [step for step in _LINEAR + _LAYOUT if step is not _fourier]
 
 
 def _step(make: Maker, spec: Spec) -> Step:
     while True:
-        steps = _MIX if make.chance(0.5) else _LINEAR + _LAYOUT
+        steps = _MIX if make.chance(0.5) else _OTHERS
         made = make.choice(steps)(make, spec, make.random.randrange(len(spec)))
         if made and 0 < len(made[2]) <= 4 and 0 < math.prod(axis.size for axis in made[2]) <= MOST:
             return made
@@ -178,6 +216,7 @@ def draw(seed: int) -> Mixed:
     name = make.choice(SOURCES)
     product, rule = SOURCES[name]
     letters = {letter: make.choice([2, 3, 4] if letter in "roc" else [2, 3]) for letter in "bsriophc"} | {"k": 2}
+    letters["e"] = make.choice([2, 4])
     letters["r"] += "R" in rule
     letters["R"] = letters["r"] - 1
     of_x, of_w = rule.split("->")[0].split(",")
