@@ -9,6 +9,7 @@ from optax_gc._infer._constants import Constant
 from optax_gc._infer._equation import Equation
 from optax_gc._infer._masks import Case, Mask, Tear, across
 from optax_gc._infer._maths import cheap_numbers, combined, placed
+from optax_gc._infer._rows import rows_of
 from optax_gc._infer._uses import Mark, Param
 from optax_gc._infer._values import Level, Value, level_of
 from optax_gc._infer._views import View, hole, same
@@ -149,7 +150,11 @@ def _that_differ(cases: Sequence[Sequence[View]]) -> set[Param | Mark]:
             mine = [view for view in case if view.of is of]
             known = first.setdefault(of, mine)
             pairs = ((mine, known), (known, mine))
-            if not all(any(same(v, w) for w in b) for a, b in pairs for v in a):
+            # Which data a sum of several outputs is of matters.
+            several = len(mine) > 1
+            if not all(
+                any(same(v, w) and not (several and rows_of(v) != rows_of(w)) for w in b) for a, b in pairs for v in a
+            ):
                 differ.add(of)
     return differ
 

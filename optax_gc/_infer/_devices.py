@@ -11,9 +11,10 @@ from optax_gc._infer._carries import varies
 from optax_gc._infer._constants import step_of
 from optax_gc._infer._equation import Equation
 from optax_gc._infer._maths import HIDDEN, summed_up
+from optax_gc._infer._rows import is_diagonal
 from optax_gc._infer._values import Level, Value
 from optax_gc._infer._views import View, drop, flatten
-from optax_gc._infer._walk import Rule, Walk
+from optax_gc._infer._walk import POOLED, Rule, Walk
 
 
 def shard_map(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
@@ -92,6 +93,9 @@ def _summed(walk: Walk, eqn: Equation, view: View, blocks: Dims) -> Iterator[Vie
     alone = {block: Dim(block.size) for block in rows.intersection(blocks) - own.keys()}
     view = view.rename(alone).replace(pooled=view.pooled.union(own.values(), alone.values()))
     gone = set(own.values())
+    if is_diagonal(view, {*own, *alone.values()}):
+        walk.refuse([view], POOLED)
+        return
     if own and any(varies(tear, block, walk.sharded) for tear in view.torn for block in own):
         walk.refuse([view], HIDDEN)
         return

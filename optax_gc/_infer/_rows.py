@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from optax_gc._infer._arrays import Dim, Dims, Named, apart, size_of
+from optax_gc._infer._arrays import LIMIT, Dim, Dims, Named, apart, region, size_of
 from optax_gc._infer._views import View, by_place, flatten
 
 
@@ -66,8 +66,15 @@ def _differ(a: _Row, b: _Row) -> bool:
         return False
     x, y = a.sets(), b.sets()
     if a.places and b.places:
-        return a.places != b.places or x.shape[1] * y.shape[1] == 1 or not (x[:, :1] <= y[:, -1:]).all()
+        return a.places != b.places or not _meet(x, y)
     return not (np.isin(x, y) if a.places else np.isin(y, x)).any(1).all()
+
+
+def _meet(x: np.ndarray, y: np.ndarray) -> bool:
+    """Whether two sets have something in common at each place."""
+    if len(x) != len(y) or x.size * y.shape[1] > LIMIT:
+        return np.array_equal(x, y)
+    return bool((x[:, :, None] == y[:, None]).any((1, 2)).all())
 
 
 def _is_unmoved(view: View) -> bool:
@@ -83,13 +90,14 @@ def _outputs(view: View, placed: View) -> Hashable:
         return None
     there = {dim: (t, axis.lo) for t, axis in enumerate(view.axes) for dim in axis.dims}
     mixed = tuple((tuple(there.get(dim, dim) for dim in at.dims), at.data.tobytes()) for at in view.mixed)
-    begin = tuple((t, axis.lo) for t, axis in enumerate(view.axes) if view.is_of_both(axis))
+    begin = tuple((t, axis.lo) for t, axis in enumerate(view.axes) if view.are_both(axis.dims))
     return which(placed), mixed, begin
 
 
 def are_mixed(view: View) -> bool:
-    """Whether outputs lie along an axis of the data, so that some are of other data."""
-    return any(view.is_of_both(axis) or is_diagonal(view, set(axis.dims)) for axis in view.axes)
+    """Whether outputs lie along an axis of the data, or a step of a loop, so that some are of other data."""
+    off = {dim for row in view.rows for dim in row.dims} - view.visible() - view.pooled
+    return view.is_of_both() or any(is_diagonal(view, dims) for dims in (off, *(set(axis.dims) for axis in view.axes)))
 
 
 def chosen_rows(view: View, dims: Set[Dim], number: Named, window: Dims = ()) -> View:
@@ -119,7 +127,8 @@ def chosen_rows(view: View, dims: Set[Dim], number: Named, window: Dims = ()) ->
 
 def disjoint(a: View, b: View) -> bool:
     """Whether masks say of two views that there is one of them at most."""
-    return any(m.dims == n.dims and not (m.data & n.data).any() for m in a.masks for n in b.masks)
+    there = region(a.axes) == region(b.axes)
+    return there and any(m.dims == n.dims and not (m.data & n.data).any() for m in a.masks for n in b.masks)
 
 
 def which(view: View) -> Hashable:

@@ -63,12 +63,17 @@ class View:
         axes = tuple(map(blank, shape))
         rows = tuple(Named(axis.dims, np.arange(axis.inner)) for axis in axes if axis.inner > 1)
         # Where one of its axes was both, any may be.
-        rows *= 1 + any(map(self.is_of_both, self.axes))
+        rows *= 1 + self.is_of_both()
         return View(self.of, axes, (), rows=rows, use=self.use, product=True, stopped=self.stopped, lost=True)
 
-    def is_of_both(self, axis: Axis) -> bool:
-        """Whether an axis runs over data and over outputs."""
-        big = {dim for dim in axis.dims if dim.size > 1}
+    def is_of_both(self) -> bool:
+        """Whether one of its axes, or what is on none, runs over data and over outputs."""
+        off = {dim for row in self.rows for dim in row.dims} - self.visible() - self.pooled
+        return any(map(self.are_both, (*((dim,) for dim in off), *(axis.dims for axis in self.axes))))
+
+    def are_both(self, dims: Iterable[Dim]) -> bool:
+        """Whether dims run over data and over outputs."""
+        big = {dim for dim in dims if dim.size > 1}
         rows = sum(not big.isdisjoint(row.dims) for row in self.rows)
         if self.lost or not self.use:
             return rows > 1
