@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from generated import Program, batches, composed, jacobian, kind, loops, masks, nested, pairs, placed, reads
+from generated import Program, batches, composed, jacobian, kind, loops, masks, mixed, nested, pairs, placed, reads
 from jax import lax
 
 SEEDS, CHUNK = 30, 15
 # The seeds that may be left alone although something is an input.
 UNDECIDED = json.loads((pathlib.Path(__file__).parent / "undecided.json").read_text())
-CHUNKS = [(module, start) for module in (jacobian, batches, loops, masks) for start in range(0, SEEDS, CHUNK)]
+CHUNKS = [(module, start) for module in (jacobian, batches, loops, masks, mixed) for start in range(0, SEEDS, CHUNK)]
 CHUNKS += [(composed, 0), (nested, 0), (placed, 0), (reads, 0)]
 
 
@@ -59,6 +59,8 @@ def test_no_axis_of_a_chain_of_parameters_is_wrong_and_what_is_undecided_is_know
         *((composed, seed) for seed in (1137, 1902, 2194, 2743, 4935, 5006, 5024)),
         *((jacobian, seed) for seed in (21997, 22098)),
         *((loops, seed) for seed in (30500397, 30500497)),
+        *((mixed, seed) for seed in (33, 138, 139, 159, 262, 353, 435, 455, 469, 580, 581, 586)),
+        *((mixed, seed) for seed in (20489, 30325, 40173, 50011, 50765, 60372)),
         *((nested, seed) for seed in (2086, 2214, 820000275)),
         (placed, 1500000435),
         *((reads, seed) for seed in (1200001555, 1500000025, 1600000767)),

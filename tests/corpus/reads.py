@@ -188,6 +188,7 @@ _ADDED = {
     "halves": lambda y: y[..., :2] + y[..., 2:],
     "even and odd": lambda y: y[..., ::2] + y[..., 1::2],
     "rolled": lambda y: y + jnp.roll(y, 1, -1),
+    "shifted": lambda y: sum(jnp.pad(y, [(0, 0)] * (y.ndim - 1) + [(lo, 1 - lo)]) for lo in (0, 1)),
 }
 
 
@@ -196,6 +197,32 @@ def _two_sums(h: Any, w: Any) -> Any:
         h = h + h @ w[k, 0] + tanh(h) @ w[k, 1]
     return h
 
+
+def _over_outputs(y: Any) -> Any:
+    return lax.scan(lambda c, a: (c + a, None), jnp.zeros(len(y)), y.T)[0]
+
+
+def _pooled(y: Any) -> Any:
+    return lax.reduce_window(y, 0.0, lax.add, (1, 2), (1, 1), "SAME")
+
+
+def _next(y: Any) -> Any:
+    return tanh(y[:-1, :2] + y[1:, 2:])
+
+
+# Rows of one product, and what was made of them.
+_PRODUCTS = {
+    "rows made one by one": lambda x, w: lax.map(lambda row: row @ w, x[0]),
+    "rows seen one by one": lambda x, w: lax.map(lambda row: 2 * row, x[0] @ w),
+    "rows that a loop writes": lambda x, w: lax.fori_loop(0, R, lambda r, y: y.at[r].set(x[0, r] @ w), _ZERO),
+    "rows over devices": lambda x, w: sharded(jnp.matmul, (P("model"), P()), P("model"))(x.reshape(-1, IN), w),
+    "rows over devices, gathered": lambda x, w: sharded(
+        lambda x, w: lax.all_gather(x @ w, "model", tiled=True), (P("model"), P()), P(), check_vma=False
+    )(x.reshape(-1, IN), w),
+    "rows mixed by constants": lambda x, w: np.eye(R)[[1, 2, 0]] @ (x[0] @ w),
+    "outputs mixed by constants": lambda x, w: (x[0] @ w) @ np.eye(OUT)[::-1],
+    "outputs pooled": lambda x, w: _pooled(x[0] @ w),
+}
 
 CASES = [
     *spelled("read in part", {"a gate of one, and a sum": _swapped_gate}, _ENTRIES, w=alone(f"2 {_W}")),
@@ -950,8 +977,35 @@ CASES = [
             "trace": lambda x, w: jnp.trace(x[0] @ w[:, :R]),
             "diagonal": lambda x, w: jnp.diagonal(x[0] @ w[:, :R]).sum(),
             "masked": lambda x, w: tanh((np.eye(R, OUT) * (x[0] @ w)).sum()),
+            "parts of sums": lambda x, w: tanh((y := x[0] @ w)[:1, :2].sum(0) + y[1:, 2:].sum(0)),
+            "turned and flattened": lambda x, w: tanh((y := (x[0] @ w).T.reshape(-1))[1:] + y[:-1]),
+            "a loop over the diagonal": lambda x, w: lax.scan(
+                lambda c, a: (c + a, None), 0.0, jnp.diagonal(x[0] @ w[:, :R])
+            )[0],
+            "parts of the diagonal": lambda x, w: tanh((y := jnp.diagonal(x[0] @ w[:, :R]))[1:] + y[:-1]),
+            "the diagonal and a matrix": lambda x, w: tanh(np.tri(R) @ jnp.diagonal(x[0] @ w[:, :R])),
+            "a loop over outputs": lambda x, w: tanh(
+                _over_outputs((y := x[0] @ w)[:-1, :2]) + _over_outputs(y[1:, 2:])
+            ),
+            "itself and what is not followed": lambda x, w: tanh((y := x[0] @ w)[1:, 1:] + jnp.cumsum(y, 0)[:-1, :-1]),
+            "the trace of what is not followed": lambda x, w: jnp.trace(_pooled(x[0] @ w)),
+            "the diagonal of what is not followed": lambda x, w: jnp.fft.fft(jnp.diagonal(_pooled(x[0] @ w))).real,
+            **{f"of {name}": lambda x, w, y=y: _next(y(x, w)) for name, y in _PRODUCTS.items()},
         },
         x_(2, R, IN),
+        w=alone("5 4"),
+    ),
+    *spelled(
+        "outputs of one product that are of rows that the data choose, added up",
+        {
+            "two": lambda x, i, w: tanh((y := x[0] @ w)[i[0], :2] + y[i[1], 2:]),
+            "edges": lambda x, i, w: tanh((y := x[0] @ w)[i, :2] + y[i[::-1], 2:]),
+            "or their sum": lambda x, i, w: (
+                (y := x[0] @ w) is not None
+                and tanh(lax.cond(i[0] > 0, lambda v: v.sum(0), lambda v: v[1], y + jnp.roll(y, (1, 1), (0, 1))))
+            ),
+        },
+        [x_(2, R, IN), tokens(3)],
         w=alone("5 4"),
     ),
     *spelled(
@@ -968,6 +1022,9 @@ CASES = [
             "halves, backwards": lambda x, w: tanh((y := x[0] @ w)[::-1, :2] + y[::-1, 2:]),
             "rows and the next ones": lambda x, w: tanh((y := x[0] @ w)[1:] + y[:-1]),
             "centred over rows and outputs": lambda x, w: tanh((y := x[0] @ w) - y.mean()),
+            "parts of sums": lambda x, w: tanh((y := x[0] @ w)[:, :2].sum(0) + y[:, 2:].sum(0)),
+            "a mean over some": lambda x, w: tanh((y := x[0] @ w)[1:, :2].mean(0) + y[1:, 2:]),
+            **{f"of {name}": lambda x, w, y=y: tanh((z := y(x, w))[:, :2] + z[:, 2:]) for name, y in _PRODUCTS.items()},
         },
         x_(2, R, IN),
         w=w("i5 o4"),

@@ -196,7 +196,12 @@ def _step(make: Maker, spec: Spec) -> Step:
     while True:
         steps = _MIX if make.chance(0.5) else _OTHERS
         made = make.choice(steps)(make, spec, make.random.randrange(len(spec)))
-        if made and 0 < len(made[2]) <= 4 and 0 < math.prod(axis.size for axis in made[2]) <= MOST:
+        if (
+            made
+            and "fft" not in made[0]
+            and 0 < len(made[2]) <= 4
+            and 0 < math.prod(axis.size for axis in made[2]) <= MOST
+        ):
             return made
 
 
