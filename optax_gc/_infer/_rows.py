@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Hashable, Sequence, Set
+from collections.abc import Hashable, Mapping, Sequence, Set
 from typing import NamedTuple
 
 import numpy as np
@@ -27,17 +27,19 @@ class _Row(NamedTuple):
 def are_of_other_data(views: Sequence[View]) -> bool:
     """Whether different outputs of one product were added up that are of different data."""
     places: dict[tuple[int, int], Dim] = {}
-    found = [(at := by_place(view, places), rows_of(view), _outputs(view, at)) for view in views]
-    some_lost = any(view.lost for view in views)
-    if not some_lost and 1 in (len({rows for _, rows, _ in found}), len({outputs for *_, outputs in found})):
+    placed = [by_place(view, places) for view in views]
+    rows = [rows_of(view) for view in views]
+    outputs = [_outputs(view, at) for view, at in zip(views, placed, strict=True)]
+    # Of what is not followed any more, one axis may be the data's, and another that of outputs.
+    sides = rows if views[0].lost else zip(rows, outputs, strict=True)
+    if len({view.lost for view in views}) == 1 and sum(len({*side}) > 1 for side in zip(*sides, strict=False)) < 2:
         return False
-    for (a, rows, mine), (b, others, theirs) in itertools.combinations(found, 2):
+    for (a, x, p), (b, y, q) in itertools.combinations(zip(placed, rows, outputs, strict=True), 2):
+        moved = sum(map(_differ, x, y))
         if a.lost != b.lost:
             other = not (_is_unmoved(a) and _is_unmoved(b))
         else:
-            moved = sum(_differ(x, y) for x, y in zip(rows, others, strict=False))
-            # Of what is not followed any more, one axis may be the data's, and another that of outputs.
-            other = moved > 1 if a.lost else moved and mine != theirs
+            other = moved > 1 if a.lost else moved and p != q
         if other and not (apart(a.axes, b.axes) or disjoint(a, b)):
             return True
     return False
@@ -46,18 +48,20 @@ def are_of_other_data(views: Sequence[View]) -> bool:
 def rows_of(view: View) -> tuple[_Row, ...]:
     """The positions along each axis of the data, by where on the value they lie."""
     for t, axis in enumerate(view.axes):
-        if any(not set(row.dims).isdisjoint(axis.dims) for row in view.rows):
+        if len(axis.dims) > 1 and any(not set(row.dims).isdisjoint(axis.dims) for row in view.rows):
             view = flatten(view, t, pad=False)
     there = {dim: (t, axis.lo) for t, axis in enumerate(view.axes) for dim in axis.dims}
-    found = []
-    for row in view.rows:
-        summed = tuple(dim for dim in row.dims if dim in view.pooled)
-        kept = tuple(dim for dim in row.dims if dim not in view.pooled)
+    return tuple(_row(row, there, view.pooled) for row in view.rows)
+
+
+def _row(row: Named, there: Mapping[Dim, tuple[int, int]], pooled: Set[Dim]) -> _Row:
+    kept, shape, table = row.dims, (row.data.size, 1), row.data
+    if not pooled.isdisjoint(row.dims):
+        kept, summed = (tuple(d for d in row.dims if (d in pooled) == gone) for gone in (False, True))
         table = row.table(kept, summed)
-        if summed:
-            table = np.unique(table).reshape(1, -1) if not kept else np.sort(table, 1)
-        found.append(_Row(tuple(there.get(dim, dim) for dim in kept), table.shape, table.astype(int).tobytes()))
-    return tuple(found)
+        table = np.sort(table, 1) if kept else np.unique(table).reshape(1, -1)
+        shape = table.shape
+    return _Row(tuple(there.get(dim, dim) for dim in kept), shape, table.astype(int, copy=False).tobytes())
 
 
 def _differ(a: _Row, b: _Row) -> bool:

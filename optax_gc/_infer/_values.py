@@ -6,7 +6,8 @@ import collections
 import dataclasses
 import enum
 import functools
-from collections.abc import Callable, Hashable, Iterable, Mapping
+import operator
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -205,16 +206,19 @@ def hidden_by(data: Value, inputs: Iterable[int], axes: Mapping[int, Axis]) -> f
 def once_each(views: Iterable[View]) -> tuple[View, ...]:
     """The views of a sum, those that say the same once: sums of sums would grow without end.
 
-    What has no coordinates is kept twice at each place, as that may be two different things.
+    What has no coordinates is kept twice at each place, as that may be two different things, and twice more for the
+    axes along which it lies elsewhere than the first.
     """
     kept: dict[object, list[View]] = collections.defaultdict(list)
+    first: dict[object, Sequence[Hashable]] = {}
     lost: collections.Counter[object] = collections.Counter()
     for view in views:
         known = kept[view.of, view.use, view.stopped]
         if view.lost:
-            place = (view.of, view.use, view.stopped, region(view.axes), rows_of(view))
-            lost[place] += 1
-            enough = lost[place] > 2
+            place, rows = (view.of, view.use, view.stopped, region(view.axes)), rows_of(view)
+            moved = place, tuple(map(operator.ne, rows, first.setdefault(place, rows)))
+            lost[moved] += 1
+            enough = lost[moved] > 2
         else:
             enough = any(same(view, other) for other in known)
         if not enough:
