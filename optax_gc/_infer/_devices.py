@@ -89,13 +89,11 @@ def _blocks(walk: Walk, names: Any) -> Dims:
 def _summed(walk: Walk, eqn: Equation, view: View, blocks: Dims) -> Iterator[View]:
     """The blocks are summed, under names of their own: the devices may hold other blocks later."""
     own = {block: Dim(block.size) for block in blocks if block in view.differing()}
-    rows = {dim for row in view.rows for dim in row.dims}
-    alone = {block: Dim(block.size) for block in rows.intersection(blocks) - own.keys()}
-    view = view.rename(alone).replace(pooled=view.pooled.union(own.values(), alone.values()))
     gone = set(own.values())
-    if is_diagonal(view, {*own, *alone.values()}):
+    if is_diagonal(view, set(blocks)):
         walk.refuse([view], POOLED)
         return
+    view = view.replace(pooled=view.pooled.union(blocks))
     if own and any(varies(tear, block, walk.sharded) for tear in view.torn for block in own):
         walk.refuse([view], HIDDEN)
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax.extend.core as jex
@@ -21,7 +21,7 @@ from optax_gc._infer._facts import either, facts_of_choice
 from optax_gc._infer._masks import Hiding, Mask
 from optax_gc._infer._names import CALLS
 from optax_gc._infer._units import is_alone
-from optax_gc._infer._uses import Mark, Use
+from optax_gc._infer._uses import Mark
 from optax_gc._infer._values import NOTHING, Facts, Level, Value, has_met_data
 from optax_gc._infer._views import flatten, marked
 from optax_gc._infer._walk import Rule, Walk
@@ -73,10 +73,8 @@ def scan(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     n_carry = _as_long(eqn.outs, open_jaxpr(body).outvars)
     n_consts = _as_long(eqn.shapes, open_jaxpr(body).invars) - n_carry
     consts, carry, scanned = ins[:n_consts], ins[n_consts : n_consts + n_carry], ins[n_consts + n_carry :]
-    before = len(walk.products)
     outs = _loop(walk, eqn, body, consts, carry, scanned, step, eqn["reverse"])
-    made = frozenset(itertools.islice(walk.products, before, None))
-    return [*outs[:n_carry], *(_stacked(value, step, made) for value in outs[n_carry:])]
+    return [*outs[:n_carry], *(_stacked(value, step) for value in outs[n_carry:])]
 
 
 def _as_long(shapes: Sequence[tuple[int, ...]], inside: Sequence[Any]) -> int:
@@ -93,11 +91,11 @@ def _step_of(value: Value, step: Dim) -> Value:
     return Value(value.level, tuple(views), known, told, value.hidden, fixed=value.fixed, steps=steps)
 
 
-def _stacked(value: Value, step: Dim, made: Set[Use | None]) -> Value:
-    """What a step gives is put on an axis; products that were made in the loop are of other data at each step."""
+def _stacked(value: Value, step: Dim) -> Value:
+    """What a step gives is put on an axis; what differs from step to step is of other data at each."""
     views = []
     for view in value.views:
-        if view.use in made and step in value.steps:
+        if step in value.steps:
             view = view.on_rows([step])
         if step in view.differing() and step not in view.summed:
             if view.product and view.use:

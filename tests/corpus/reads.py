@@ -988,6 +988,12 @@ CASES = [
                 _over_outputs((y := x[0] @ w)[:-1, :2]) + _over_outputs(y[1:, 2:])
             ),
             "itself and what is not followed": lambda x, w: tanh((y := x[0] @ w)[1:, 1:] + jnp.cumsum(y, 0)[:-1, :-1]),
+            "halves of what is not followed, on devices": lambda x, w: sharded(
+                lambda y: lax.psum(y, "model"), P("model"), P(), check_vma=False
+            )(_pooled(x[0] @ w).T.reshape(-1)),
+            "halves of a diagonal, on devices": lambda x, w: sharded(
+                lambda y: lax.psum(y, "model"), P("model"), P(), check_vma=False
+            )(jnp.diagonal(x[0] @ w)[:2]),
             "the trace of what is not followed": lambda x, w: jnp.trace(_pooled(x[0] @ w)),
             "the diagonal of what is not followed": lambda x, w: jnp.fft.fft(jnp.diagonal(_pooled(x[0] @ w))).real,
             **{f"of {name}": lambda x, w, y=y: _next(y(x, w)) for name, y in _PRODUCTS.items()},
@@ -1028,6 +1034,18 @@ CASES = [
         },
         x_(2, R, IN),
         w=w("i5 o4"),
+    ),
+    case(
+        "outputs of one product that are of the same data, added up, and rows of them that the data choose",
+        lambda x, i, w: tanh(((y := x[0] @ w)[:, :2] + y[:, 2:])[i]),
+        [x_(2, R, IN), tokens(3)],
+        w=w("i5 o4"),
+    ),
+    case(
+        "entries that the data choose, added up, of which they choose one",
+        lambda x, i, w: tanh(((y := jax.vmap(jnp.matmul)(x, w))[i] + y[i[::-1]])[i[0]]),
+        [_ENTRIES, tokens(3)],
+        w=alone("2 5 4"),
     ),
     case(
         "scores of pairs from one kernel",
