@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence, Set
@@ -55,15 +56,22 @@ def unread(views: Sequence[View], shape: Shape) -> list[View]:
 
     What a loop around carries goes on with them, as it may be what they are added to.
     """
-    first = {view.of: view for view in views if isinstance(view.of, Mark) or view.product}
-    return [_as_another(_lost(view, shape)) for view in first.values()]
+    groups: dict[Param | Mark, list[View]] = collections.defaultdict(list)
+    for view in views:
+        if isinstance(view.of, Mark) or view.product:
+            groups[view.of].append(view)
+    return [_as_another(_lost(group, shape)) for group in groups.values()]
 
 
-def _lost(view: View, shape: Shape) -> View:
-    """Without coordinates, too: a part of a batch, nobody knows along which axes, may be one along all of its own."""
-    if not (view.lost and view.picks):
+def _lost(group: Sequence[View], shape: Shape) -> View:
+    """Without coordinates, too, a part of a batch, nobody knows along which axes, may be one along all of its own.
+
+    So are products that lie side by side.
+    """
+    view, part = group[-1], any(view.lost and view.picks for view in group)
+    if not part and len({region(view.axes) for view in group}) == 1:
         return view.lose(shape)
-    if tuple(axis.length for axis in view.axes) == shape:
+    if view.lost and view.picks and tuple(axis.length for axis in view.axes) == shape:
         return view
     lost = view.lose(shape)
     any_entry = (Named(axis.dims, np.zeros([dim.size for dim in axis.dims], int)) for axis in lost.axes)

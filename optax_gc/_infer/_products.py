@@ -11,7 +11,7 @@ import numpy as np
 from optax_gc._infer._arrays import Axis, Dim, Named, blank
 from optax_gc._infer._constants import Constant
 from optax_gc._infer._equation import Equation, Shape
-from optax_gc._infer._maths import cheap_numbers, mul
+from optax_gc._infer._maths import mul
 from optax_gc._infer._rows import chosen_rows, is_diagonal
 from optax_gc._infer._source import one_call
 from optax_gc._infer._units import has_examples, unit_steps, units_of, untold
@@ -122,7 +122,7 @@ def _contraction(
                     places, gone = _places(placed, sides, k), view.on(sides[k].contracted)
                     new = tuple(dim for t in sides[1 - k].free for dim in places[t].dims)
                     grown = chosen_rows(placed, gone, walk.choice(new))
-                    if not gone.isdisjoint(view.varying()) and _may_have_zeros(other):
+                    if not gone.isdisjoint(view.varying()):
                         grown = grown.replace(mixed=(*grown.mixed, Named(new, walk.choice(new).data)))
                 views += [grown] if grown else []
                 ended += [] if grown else [view]
@@ -259,11 +259,6 @@ def _mixes_outputs(walk: Walk, view: View, side: _Side) -> bool:
     parts = view.masks or view.holes or any(view.axes[t].padded for t in side.contracted) or is_diagonal(view, gone)
     known = isinstance(view.of, Param) and not view.lost and not walk.is_settled(view)
     return known and not parts and gone.isdisjoint(view.shared.union(*(at.dims for _, at in view.picks)))
-
-
-def _may_have_zeros(constant: Value) -> bool:
-    numbers = cheap_numbers(constant)
-    return constant.level == Level.CONST and not (numbers and numbers[1].all())
 
 
 def _same_einsum(

@@ -982,6 +982,9 @@ CASES = [
             "a loop over the diagonal": lambda x, w: lax.scan(
                 lambda c, a: (c + a, None), 0.0, jnp.diagonal(x[0] @ w[:, :R])
             )[0],
+            "a loop over parts of the diagonal": lambda x, w: lax.scan(
+                lambda c, a: (c + a, None), jnp.zeros(2), jnp.diagonal(x.reshape(-1, IN) @ w).reshape(2, 2)
+            )[0],
             "parts of the diagonal": lambda x, w: tanh((y := jnp.diagonal(x[0] @ w[:, :R]))[1:] + y[:-1]),
             "the diagonal and a matrix": lambda x, w: tanh(np.tri(R) @ jnp.diagonal(x[0] @ w[:, :R])),
             "a loop over outputs": lambda x, w: tanh(
@@ -1029,6 +1032,9 @@ CASES = [
             "rows and the next ones": lambda x, w: tanh((y := x[0] @ w)[1:] + y[:-1]),
             "centred over rows and outputs": lambda x, w: tanh((y := x[0] @ w) - y.mean()),
             "parts of sums": lambda x, w: tanh((y := x[0] @ w)[:, :2].sum(0) + y[:, 2:].sum(0)),
+            "parts of sums, in loops": lambda x, w: tanh(
+                _over_outputs((y := x[0] @ w)[:, :2].T) + _over_outputs(y[:, 2:].T)
+            ),
             "a mean over some": lambda x, w: tanh((y := x[0] @ w)[1:, :2].mean(0) + y[1:, 2:]),
             **{f"of {name}": lambda x, w, y=y: tanh((z := y(x, w))[:, :2] + z[:, 2:]) for name, y in _PRODUCTS.items()},
         },
@@ -1045,6 +1051,16 @@ CASES = [
         "entries that the data choose, added up, of which they choose one",
         lambda x, i, w: tanh(((y := jax.vmap(jnp.matmul)(x, w))[i] + y[i[::-1]])[i[0]]),
         [_ENTRIES, tokens(3)],
+        w=alone("2 5 4"),
+    ),
+    case(
+        "sums so far of products, side by side, that are added up",
+        lambda x, w: (
+            (y := jnp.stack([x[k] @ w[k] for k in range(K)])) is not None
+            and (z := lax.scan(lambda c, a: (c + a, c + a), y[:, 0], y.swapaxes(0, 1))[1]) is not None
+            and tanh(z + jnp.roll(z, 1, 1))
+        ),
+        _ENTRIES,
         w=alone("2 5 4"),
     ),
     case(
