@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from optax_gc._infer._arrays import LIMIT, Dim, apart, in_order, size_of
-from optax_gc._infer._rows import are_mixed
+from optax_gc._infer._arrays import LIMIT, Dim, UnfollowedError, apart, in_order, size_of
+from optax_gc._infer._rows import are_mixed, are_of_other_data
 from optax_gc._infer._uses import Mark, Param, Use
 from optax_gc._infer._views import View
 
@@ -109,6 +109,17 @@ def may_mix_entries(group: Sequence[View], param: Param) -> bool:
     """Whether views of a batch of products lie at one place: they may be different entries of it."""
     batch = any(view.picks or any(param.shape[a] > 1 for a in view.use.shares) for view in group if view.use)
     return batch and not all(apart(a.axes, b.axes) for a, b in itertools.combinations(group, 2))
+
+
+def may_mix_outputs(group: Sequence[View], param: Param) -> bool:
+    """Whether views of one product may be outputs of different data."""
+    use = group[0].use
+    if use is None or all(param.shape[a] == 1 for a in use.outputs):
+        return False
+    try:
+        return are_of_other_data(group)
+    except UnfollowedError:
+        return True
 
 
 def may_be_added(group: Sequence[View]) -> bool:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from optax_gc._infer._arrays import LIMIT, Dim, Dims, Named, apart, region, size_of
-from optax_gc._infer._views import View, by_place, flatten
+from optax_gc._infer._views import View, by_place, flatten, if_known
 
 
 class _Row(NamedTuple):
@@ -55,13 +55,14 @@ def rows_of(view: View) -> tuple[_Row, ...]:
 
 
 def _row(row: Named, there: Mapping[Dim, tuple[int, int]], pooled: Set[Dim]) -> _Row:
-    kept, shape, table = row.dims, (row.data.size, 1), row.data
-    if not pooled.isdisjoint(row.dims):
-        kept, summed = (tuple(d for d in row.dims if (d in pooled) == gone) for gone in (False, True))
-        table = row.table(kept, summed)
+    kept = tuple(dim for dim in row.dims if dim not in pooled)
+    table = row.data[(slice(1),) * row.data.ndim] if row.data.size > LIMIT else row.data
+    if table is row.data and len(kept) < len(row.dims):
+        table = row.table(kept, tuple(dim for dim in row.dims if dim in pooled))
         table = np.sort(table, 1) if kept else np.unique(table).reshape(1, -1)
-        shape = table.shape
-    return _Row(tuple(there.get(dim, dim) for dim in kept), shape, table.astype(int, copy=False).tobytes())
+    else:
+        table = table.reshape(-1, 1)
+    return _Row(tuple(there.get(dim, dim) for dim in kept), table.shape, table.astype(int, copy=False).tobytes())
 
 
 def _differ(a: _Row, b: _Row) -> bool:
@@ -126,7 +127,7 @@ def chosen_rows(view: View, dims: Set[Dim], number: Named, window: Dims = ()) ->
         new = (*rest, *number.dims, *window)
         return Named(new, np.add.outer(order, choices).reshape([dim.size for dim in new]))
 
-    return view.replace(rows=tuple(map(chosen, view.rows)))
+    return view.replace(rows=tuple(if_known(chosen, row) for row in view.rows))
 
 
 def disjoint(a: View, b: View) -> bool:

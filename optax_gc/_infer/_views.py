@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from optax_gc._infer._arrays import Axis, Dim, Dims, Named, UnfollowedError, blank, renamed, size_of
+from optax_gc._infer._arrays import LIMIT, Axis, Dim, Dims, Named, UnfollowedError, blank, renamed, size_of
 from optax_gc._infer._masks import Place, Tear
 from optax_gc._infer._uses import Mark, Param, Use
-
-_UNKNOWN = Named((), np.asarray(-1))  # in place of positions
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,7 +59,7 @@ class View:
         Nobody knows which of its axes are those of the data, and which those of outputs, so it may be any.
         """
         axes = tuple(map(blank, shape))
-        rows = tuple(Named(axis.dims, np.arange(axis.inner)) for axis in axes if axis.inner > 1)
+        rows = tuple(_row(axis.dims) for axis in axes if axis.inner > 1)
         # Where one of its axes was both, any may be.
         rows *= 1 + self.is_of_both()
         return View(self.of, axes, (), rows=rows, use=self.use, product=True, stopped=self.stopped, lost=True)
@@ -115,7 +113,7 @@ class View:
     def on_rows(self, dims: Iterable[Dim]) -> View:
         """Notes that dims that join its axes tell other data apart."""
         known = self.differing().union(*(row.dims for row in self.rows))
-        new = tuple(Named((dim,), np.arange(dim.size)) for dim in dims if dim.size > 1 and dim not in known)
+        new = tuple(_row((dim,)) for dim in dims if dim.size > 1 and dim not in known)
         return self.replace(rows=(*self.rows, *new)) if new else self
 
     def is_pooled(self) -> bool:
@@ -153,7 +151,7 @@ class View:
         }
         picks = tuple((axis, function(at)) for axis, at in self.picks)
         arrays = {name: tuple(map(function, getattr(self, name))) for name in ("coords", "masks", "holes")}
-        arrays |= {name: tuple(_if_known(function, at) for at in getattr(self, name)) for name in ("rows", "mixed")}
+        arrays |= {name: tuple(if_known(function, at) for at in getattr(self, name)) for name in ("rows", "mixed")}
         return self.replace(**arrays, picks=picks, **sets).tears(lambda tear: tear.renamed(names))
 
     def rename(self, names: Mapping[Dim, Dim]) -> View:
@@ -178,11 +176,25 @@ class View:
         return view
 
 
-def _if_known(function: Callable[[Named], Named], row: Named) -> Named:
+def _row(dims: Dims) -> Named:
+    """The positions along an axis of the data; too many are none."""
+    size = size_of(dims)
+    return Named(dims, np.arange(size) if size <= LIMIT else np.broadcast_to(0, size))
+
+
+def if_known(function: Callable[[Named], Named], row: Named) -> Named:
+    """What becomes of positions. Too many are not known, and others than any wherever something is done to them."""
     try:
-        return function(row)
-    except UnfollowedError:  # too large, and not worth to be left alone for
-        return _UNKNOWN
+        new = function(row)
+    except UnfollowedError:
+        return _unknown()
+    return _unknown() if row.data.size > LIMIT and new.data is not row.data else new
+
+
+def _unknown() -> Named:
+    data = np.empty((), int)
+    data[...] = -id(data)
+    return Named((), data)
 
 
 def stored(param: Param, positions: Callable[[int], np.ndarray] = np.arange) -> View:

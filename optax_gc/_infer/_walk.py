@@ -26,9 +26,8 @@ from optax_gc._infer._equation import (
     shape_of,
 )
 from optax_gc._infer._names import ALWAYS, CONTRACTIONS
-from optax_gc._infer._reads import Reads, is_whole, may_be_added, may_mix_entries
+from optax_gc._infer._reads import Reads, is_whole, may_be_added, may_mix_entries, may_mix_outputs
 from optax_gc._infer._results import completed, without_views
-from optax_gc._infer._rows import are_of_other_data
 from optax_gc._infer._uses import Mark, Param, Tier, Use
 from optax_gc._infer._values import Level, Value, facts_of, level_behind, level_of
 from optax_gc._infer._views import View
@@ -228,7 +227,7 @@ class Walk:
     def _judged(self, param: Param, group: list[View], beside: Sequence[View] = ()) -> None:
         followed = [view for view in group if not view.lost]
         several = len({view.use for view in group}) > 1
-        if len(followed) < len(group) and (several or may_mix_entries(group, param) or _may_mix_outputs(group, param)):
+        if len(followed) < len(group) and (several or may_mix_entries(group, param) or may_mix_outputs(group, param)):
             self.refuse(group, UNFINISHED)
         elif followed:
             self.groups.append(Group(param, followed, beside))
@@ -307,12 +306,6 @@ class Walk:
             raise UnfollowedError("is indexed along too many of its axes at once")
         self._choices += size
         return Named(dims, np.arange(first, first + size).reshape([dim.size for dim in dims]))
-
-
-def _may_mix_outputs(group: Sequence[View], param: Param) -> bool:
-    """Whether views of one product may be outputs of different data."""
-    use = group[0].use
-    return use is not None and any(param.shape[a] > 1 for a in use.outputs) and are_of_other_data(group)
 
 
 def unknown(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:

@@ -1088,6 +1088,12 @@ CASES = [
         w=w("i5 o4"),
     ),
     case(
+        "more rows than are told apart, and the next ones",
+        lambda x, w: tanh((y := (x @ w).reshape(-1, OUT))[1:5_000_001, :2] + y[:5_000_000, 2:]),
+        x_(2048, 4096, IN),
+        w=alone("5 4"),
+    ),
+    case(
         "one of several products is written over, and all are added up",
         lambda x, w: (
             (ys := [x[k] @ w[k] for k in range(3)]) and jnp.stack([ys[2], ys[0], ys[1]]).at[2].set(ys[2]).sum(0)
