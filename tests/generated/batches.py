@@ -519,7 +519,7 @@ def judged(
         (fewest, most), (_, later) = units[k], perhaps[k]
         if size == 1 or role == "out":
             continue
-        certain |= {k} if role == "in" or most > 1 else set()
+        certain |= {k} if most > 1 else set()
         possible |= {k} if role == "in" or later > 1 else set()
         broken |= role == "batch" and most > 1 and fewest < size
     if found is None:
