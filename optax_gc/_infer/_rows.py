@@ -140,7 +140,7 @@ def which(view: View) -> Hashable:
     """Which outputs of the parameter the units of a product are."""
     outputs = view.use.outputs if view.use else frozenset[int]()
     several = {a: coord for a, coord in enumerate(view.coords) if coord.data.size > 1}
-    arrays = (c.key() for a, c in several.items() if a in outputs or view.summed.isdisjoint(c.dims))
+    arrays = (coord.key() for coord in several.values() if view.summed.isdisjoint(coord.dims))
     return tuple(arrays), frozenset((a, view.coords[a].data.item()) for a in outputs - several.keys())
 
 

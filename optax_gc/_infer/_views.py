@@ -236,8 +236,7 @@ def same(a: View, b: View) -> bool:
 
 def by_place(view: View, places: dict[tuple[int, int], Dim]) -> View:
     """Names the dims of each axis by its place, so that views of one value can be compared."""
-    varying = view.varying().union(*(at.dims for at in view.mixed))
-    on = [t for t, axis in enumerate(view.axes) if not varying.isdisjoint(axis.dims)]
+    on = [t for t, axis in enumerate(view.axes) if not view.varying().isdisjoint(axis.dims)]
     for t in on:
         view = flatten(view, t, pad=False)
     inner = {t: view.axes[t].dims[0] for t in on}

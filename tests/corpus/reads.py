@@ -986,6 +986,21 @@ CASES = [
                 lambda c, a: (c + a, None), jnp.zeros(2), jnp.diagonal(x.reshape(-1, IN) @ w).reshape(2, 2)
             )[0],
             "parts of the diagonal": lambda x, w: tanh((y := jnp.diagonal(x[0] @ w[:, :R]))[1:] + y[:-1]),
+            "the diagonal, shifted": lambda x, w: tanh(
+                jnp.pad((y := jnp.diagonal(x[0] @ w[:, :R])), (0, 1)) + jnp.pad(y, (1, 0))
+            ),
+            "turned, flattened and shifted": lambda x, w: tanh(
+                jnp.pad((y := (x[0] @ w).T.reshape(-1)), (0, 1)) + jnp.pad(y, (1, 0))
+            ),
+            "what is not followed, flattened": lambda x, w: lax.reduce_window(
+                _pooled(x[0] @ w).T.reshape(-1), 0.0, lax.add, (2,), (1,), "VALID"
+            ),
+            "three parts of what is not followed": lambda x, w: tanh(
+                (z := _pooled(x[0] @ w))[:-1, :2] + 2 * z[:-1, :2] + z[1:, 2:]
+            ),
+            "what a loop started from": lambda x, w: tanh(
+                (z := lax.scan(lambda c, _: (tanh(c), c), (x[0] @ w).T.reshape(-1), None, 2)[1])[0, 1:] + z[0, :-1]
+            ),
             "the diagonal and a matrix": lambda x, w: tanh(np.tri(R) @ jnp.diagonal(x[0] @ w[:, :R])),
             "a loop over outputs": lambda x, w: tanh(
                 _over_outputs((y := x[0] @ w)[:-1, :2]) + _over_outputs(y[1:, 2:])
@@ -1009,6 +1024,9 @@ CASES = [
         {
             "two": lambda x, i, w: tanh((y := x[0] @ w)[i[0], :2] + y[i[1], 2:]),
             "edges": lambda x, i, w: tanh((y := x[0] @ w)[i, :2] + y[i[::-1], 2:]),
+            "one of edges": lambda x, i, w: tanh(
+                ((y := x[0] @ w)[np.array([0, 1, 1]), :2] + y[np.array([0, 1, 0]), 2:])[i[0]]
+            ),
             "or their sum": lambda x, i, w: (
                 (y := x[0] @ w) is not None
                 and tanh(lax.cond(i[0] > 0, lambda v: v.sum(0), lambda v: v[1], y + jnp.roll(y, (1, 1), (0, 1))))
@@ -1032,6 +1050,7 @@ CASES = [
             "rows and the next ones": lambda x, w: tanh((y := x[0] @ w)[1:] + y[:-1]),
             "centred over rows and outputs": lambda x, w: tanh((y := x[0] @ w) - y.mean()),
             "parts of sums": lambda x, w: tanh((y := x[0] @ w)[:, :2].sum(0) + y[:, 2:].sum(0)),
+            "what is not followed, and the next rows": lambda x, w: tanh((z := _pooled(x[0] @ w))[1:] + z[:-1]),
             "parts of sums, in loops": lambda x, w: tanh(
                 _over_outputs((y := x[0] @ w)[:, :2].T) + _over_outputs(y[:, 2:].T)
             ),
@@ -1062,6 +1081,12 @@ CASES = [
         ),
         _ENTRIES,
         w=alone("2 5 4"),
+    ),
+    case(
+        "heads that are repeated before their product, and sums of its rows",
+        lambda x, w: jnp.cumsum(jnp.einsum("ri,iho->rho", x, jnp.repeat(w, 2, 1)), 0),
+        x_(R, IN),
+        w=w("i5 o2 o4"),
     ),
     case(
         "scores of pairs from one kernel",
