@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from optax_gc._infer._arrays import Axis, Dim, Named, blank
+from optax_gc._infer._arrays import Axis, Dim, blank
 from optax_gc._infer._constants import Constant
 from optax_gc._infer._equation import Equation, Shape
 from optax_gc._infer._maths import mul
@@ -120,10 +120,10 @@ def _contraction(
                 grown = _same_einsum(walk, eqn, view, placed, sides, k, other)
                 if grown is None and other.level <= Level.NOISE and _mixes_outputs(walk, view, sides[k]):
                     places, gone = _places(placed, sides, k), view.on(sides[k].contracted)
-                    new = tuple(dim for t in sides[1 - k].free for dim in places[t].dims)
-                    grown = chosen_rows(placed, gone, walk.choice(new))
+                    choice = walk.choice(tuple(dim for t in sides[1 - k].free for dim in places[t].dims))
+                    grown = chosen_rows(placed, gone, choice)
                     if not gone.isdisjoint(view.varying()):
-                        grown = grown.replace(mixed=(*grown.mixed, Named(new, walk.choice(new).data)))
+                        grown = grown.replace(mixed=(*grown.mixed, choice))
                 views += [grown] if grown else []
                 ended += [] if grown else [view]
                 if other.level > Level.WEIGHT and view.use and view.use.fixed:

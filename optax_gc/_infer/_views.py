@@ -193,6 +193,7 @@ def if_known(function: Callable[[Named], Named], row: Named) -> Named:
 
 def _unknown() -> Named:
     data = np.empty((), int)
+    # No two that are alive have the same, and positions are not negative.
     data[...] = -id(data)
     return Named((), data)
 
