@@ -223,6 +223,12 @@ def _scaled(make, spec, depth, taint):
     return Kernel(lambda env: inner.run(env) * factor, inner.value * factor)
 
 
+def _leaves_one(mask, spec, k):
+    """Of which units does the mask leave a single position along input `k`, which then is none for certain?"""
+    there = mask.any(tuple(t for t in _where(spec, "in") if t != k), keepdims=True).sum(k, keepdims=True)
+    return (there == 1) & (mask.shape[k] > 1)
+
+
 def _masked(make, spec, depth, taint):
     inner = make.kernel(spec, depth, taint | JOINED | INEXACT)
     shape = [axis.size if make.chance(0.7) else 1 for axis in spec]
@@ -230,11 +236,8 @@ def _masked(make, spec, depth, taint):
     # One unit of the parameter is whole, so that each input is one.
     mask[tuple(slice(None) if axis.role == "in" else 0 for axis in spec)] = 1
     # Of no other is a single position of an input left: it may be the only unit of a parameter.
-    ins = _where(spec, "in")
-    for k in ins:
-        there = mask.any(tuple(t for t in ins if t != k), keepdims=True).sum(k, keepdims=True)
-        if spec[k].size > 1 and mask.shape[k] > 1:
-            mask = np.where(there == 1, np.ones_like(mask), mask)
+    for k in _where(spec, "in"):
+        mask = np.where(_leaves_one(mask, spec, k), np.ones_like(mask), mask)
     if make.chance(0.5):
         return Kernel(lambda env: jnp.where(mask > 0, inner.run(env), 0.0), inner.value * mask)
     return Kernel(lambda env: mask * inner.run(env), inner.value * mask)
@@ -355,6 +358,8 @@ def _combined(make, spec, depth, taint):
     if make.chance(0.5):
         return Kernel(lambda env: a.run(env) + 0.5 * b.run(env), a.value + 0.5 * b.value)
     mask = make.numbers.integers(0, 2, size=_shape(spec)) > 0
+    for k in _where(spec, "in"):
+        mask = mask | _leaves_one(mask, spec, k) | _leaves_one(~mask, spec, k)
     return Kernel(lambda env: jnp.where(mask, a.run(env), b.run(env)), np.where(mask, a.value, b.value))
 
 
