@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import zlib
 from collections.abc import Hashable, Mapping, Sequence, Set
 from typing import NamedTuple
@@ -39,7 +40,7 @@ def are_of_other_data(views: Sequence[View]) -> bool:
         if a.lost != b.lost:
             other = not (_is_unmoved(a) and _is_unmoved(b))
         else:
-            other = moved > 1 if a.lost else moved and p != q
+            other = moved and (sum(map(operator.ne, x, y)) > 1 if a.lost else p != q)
         if other and not (apart(a.axes, b.axes) or disjoint(a, b)):
             return True
     return False
