@@ -1012,6 +1012,9 @@ CASES = [
             "halves of a diagonal, on devices": lambda x, w: sharded(
                 lambda y: lax.psum(y, "model"), P("model"), P(), check_vma=False
             )(jnp.diagonal(x[0] @ w)[:2]),
+            "overlapping parts of outputs, averaged": lambda x, w: tanh(
+                ((z := _PRODUCTS["rows that a loop writes"](x, w))[0, :3] + z[1, 1:]).mean()
+            ),
             "the trace of what is not followed": lambda x, w: jnp.trace(_pooled(x[0] @ w)),
             "the diagonal of what is not followed": lambda x, w: jnp.fft.fft(jnp.diagonal(_pooled(x[0] @ w))).real,
             **{f"of {name}": lambda x, w, y=y: _next(y(x, w)) for name, y in _PRODUCTS.items()},
@@ -1053,6 +1056,9 @@ CASES = [
             "what is not followed, and the next rows": lambda x, w: tanh((z := _pooled(x[0] @ w))[1:] + z[:-1]),
             "parts of sums, in loops": lambda x, w: tanh(
                 _over_outputs((y := x[0] @ w)[:, :2].T) + _over_outputs(y[:, 2:].T)
+            ),
+            "all outputs, averaged": lambda x, w: tanh(
+                ((z := _PRODUCTS["rows that a loop writes"](x, w))[0] + z[1]).mean()
             ),
             "a mean over some": lambda x, w: tanh((y := x[0] @ w)[1:, :2].mean(0) + y[1:, 2:]),
             **{f"of {name}": lambda x, w, y=y: tanh((z := y(x, w))[:, :2] + z[:, 2:]) for name, y in _PRODUCTS.items()},
