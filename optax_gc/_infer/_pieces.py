@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import itertools
-import zlib
 from collections.abc import Sequence
 
 import jax
@@ -13,7 +12,7 @@ import numpy as np
 from optax_gc._infer._arrays import Axis, Dim, Dims, Named, UnfollowedError, blank, in_order
 from optax_gc._infer._equation import Equation
 from optax_gc._infer._layout import MOVES
-from optax_gc._infer._rows import chosen_rows
+from optax_gc._infer._rows import chosen_of, chosen_rows
 from optax_gc._infer._uses import Mark, Param
 from optax_gc._infer._values import Level, Value, level_of
 from optax_gc._infer._views import View, cut, drop, flatten, pad
@@ -132,7 +131,7 @@ def window(
     whole = view.axes[t].length
     if isinstance(start, Named):
         out = blank(size)
-        view = chosen_rows(view, view.on([t]), start, out.dims)
+        view = chosen_rows(view, [view.axes[t]], start, out.dims)
         # Of two that exclude each other the data may choose one after the other, and add them up.
         view = view.rename({dim: Dim(dim.size) for dim in view.axes[t].dims})
         chosen = (*start.dims, *out.dims)
@@ -152,24 +151,24 @@ def window(
 
 def _picked(view: View, t: int, number: Named) -> View:
     """The data choose one position of axis t: the coordinates along it are not known any more."""
-    along = set(view.axes[t].dims)
+    axis = view.axes[t]
+    along = set(axis.dims)
+
+    def again(at: Named) -> Named:
+        return chosen_of(number, at.over(axis.dims), [axis])
+
     if any(not along.issuperset(at.dims) for _, at in view.picks if not along.isdisjoint(at.dims)):
         return view.replace(bad=view.bad or ACROSS)
     coords = list(view.coords)
-    picks = [(a, at if along.isdisjoint(at.dims) else _again(at, number)) for a, at in view.picks]
+    picks = [(a, at if along.isdisjoint(at.dims) else again(at)) for a, at in view.picks]
     for a, coord in enumerate(view.coords):
         if along.isdisjoint(coord.dims):
             continue
         if not along.issuperset(coord.dims):
             return view.replace(bad=view.bad or ACROSS)
         coords[a] = Named((), np.zeros((), int))
-        picks.append((a, _again(Named(view.axes[t].dims, coord.over(view.axes[t].dims)), number)))
+        picks.append((a, again(coord)))
     return view.replace(coords=tuple(coords), picks=tuple(picks))
-
-
-def _again(at: Named, number: Named) -> Named:
-    """The number of a choice among positions: of what lies in another order, the same choice is another."""
-    return Named(number.dims, number.data + (zlib.crc32(at.key()[1]) << 31))
 
 
 def dynamic_slice(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:

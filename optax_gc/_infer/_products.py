@@ -121,7 +121,7 @@ def _contraction(
                 if grown is None and other.level <= Level.NOISE and _mixes_outputs(walk, view, sides[k]):
                     places, gone = _places(placed, sides, k), view.on(sides[k].contracted)
                     choice = walk.choice(tuple(dim for t in sides[1 - k].free for dim in places[t].dims))
-                    grown = chosen_rows(placed, gone, choice)
+                    grown = chosen_rows(placed, [view.axes[t] for t in sides[k].contracted], choice)
                     if not gone.isdisjoint(view.varying()):
                         grown = grown.replace(mixed=(*grown.mixed, choice))
                 views += [grown] if grown else []

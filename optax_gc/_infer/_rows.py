@@ -10,8 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from optax_gc._infer._arrays import LIMIT, Dim, Dims, Named, apart, region, size_of
+from optax_gc._infer._arrays import LIMIT, Axis, Dim, Dims, Named, apart, region, size_of
 from optax_gc._infer._views import View, by_place, flatten, if_known
+
+_FAR = 0x5851F42D4C957F2D  # an odd number, so that what is multiplied by it in 64 bits stays different
 
 
 class _Row(NamedTuple):
@@ -106,29 +108,35 @@ def are_mixed(view: View) -> bool:
     return view.is_of_both() or any(is_diagonal(view, dims) for dims in (off, *(set(axis.dims) for axis in view.axes)))
 
 
-def chosen_rows(view: View, dims: Set[Dim], number: Named, window: Dims = ()) -> View:
-    """The view with the positions along some dims of the data's axes chosen, nobody knows which.
-
-    Of other positions, the same choice is another.
+def chosen_rows(view: View, axes: Sequence[Axis], number: Named, window: Dims = ()) -> View:
+    """The view with positions of some axes chosen, nobody knows which.
 
     Args:
       view: the view.
-      dims: the dims.
+      axes: the axes.
       number: the number of the choice.
       window: the dim of the window that is chosen, if it has more than one position.
     """
 
     def chosen(row: Named) -> Named:
-        along = tuple(dim for dim in row.dims if dim in dims)
+        along = [axis for axis in axes if not set(row.dims).isdisjoint(axis.dims)]
         if not along:
             return row
-        rest = tuple(dim for dim in row.dims if dim not in dims)
-        order = np.array([zlib.crc32(positions.tobytes()) << 31 for positions in row.table(rest, along)])
-        choices = np.add.outer(number.data << 24, np.arange(size_of(window)))
+        gone = [dim for axis in along for dim in axis.dims]
+        rest = tuple(dim for dim in row.dims if dim not in gone)
+        parts = [chosen_of(number, positions, along).data for positions in row.table(rest, gone)]
+        # Of two choices, far apart, no window has a position in common.
+        choices = np.add.outer(np.stack(parts) * _FAR, np.arange(size_of(window)))
         new = (*rest, *number.dims, *window)
-        return Named(new, np.add.outer(order, choices).reshape([dim.size for dim in new]))
+        return Named(new, choices.reshape([dim.size for dim in new]))
 
     return view.replace(rows=tuple(if_known(chosen, row) for row in view.rows))
+
+
+def chosen_of(number: Named, positions: np.ndarray, axes: Sequence[Axis]) -> Named:
+    """The number of a choice among the positions along some axes: of others, the same choice is another."""
+    order = zlib.crc32(positions.tobytes(), sum(axis.lo for axis in axes))
+    return number._replace(data=number.data + (order << 31))
 
 
 def disjoint(a: View, b: View) -> bool:

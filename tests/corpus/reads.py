@@ -206,6 +206,14 @@ def _pooled(y: Any) -> Any:
     return lax.reduce_window(y, 0.0, lax.add, (1, 2), (1, 1), "SAME")
 
 
+def _shifted(y: Any) -> Any:
+    return jnp.pad(y[:, :2], ((0, 1), (0, 0))) + jnp.pad(y[:, 2:], ((1, 0), (0, 0)))
+
+
+def _turned(y: Any) -> Any:
+    return y[:, :R].reshape(-1) + y[:, :R].T.reshape(-1)
+
+
 def _next(y: Any) -> Any:
     return tanh(y[:-1, :2] + y[1:, 2:])
 
@@ -1030,6 +1038,14 @@ CASES = [
             "one of edges": lambda x, i, w: tanh(
                 ((y := x[0] @ w)[np.array([0, 1, 1]), :2] + y[np.array([0, 1, 0]), 2:])[i[0]]
             ),
+            "rows and the next ones, of which data choose one": lambda x, i, w: tanh(
+                ((y := x[0] @ w)[:-1, :2] + y[1:, 2:])[i[0]]
+            ),
+            **{
+                f"{name}, {made}, of which data choose": lambda x, i, w, of=of, y=y: tanh(of(y(x[0] @ w))[i])
+                for name, of in {"shifted by padding": _shifted, "flattened and turned": _turned}.items()
+                for made, y in {"of a product": lambda y: y, "of what is not followed": _pooled}.items()
+            },
             "or their sum": lambda x, i, w: (
                 (y := x[0] @ w) is not None
                 and tanh(lax.cond(i[0] > 0, lambda v: v.sum(0), lambda v: v[1], y + jnp.roll(y, (1, 1), (0, 1))))
