@@ -171,6 +171,41 @@ def _mirrored(make: Maker, spec: Spec, k: int) -> Step | None:
     return text, lambda env, y: y + move(y, axis=axes), spec
 
 
+def _displaced(make: Maker, spec: Spec, k: int) -> Step | None:
+    """The halves of one axis, added up with an empty position before and behind them along another."""
+    if (both := _two(make, spec)) is None:
+        return None
+    (rows, halves), half = both, spec[both[1]].size // 2
+
+    def run(env: Args, y: Any) -> Any:
+        a, b = y[_at(halves, slice(half))], y[_at(halves, slice(half, 2 * half))]
+        before, behind = ([widths if at == rows else (0, 0) for at in range(y.ndim)] for widths in ((1, 0), (0, 1)))
+        return jnp.pad(a, before) + jnp.pad(b, behind)
+
+    new = _resized(_resized(spec, halves, half), rows, spec[rows].size + 1)
+    return f"halves of {halves} with an empty position along {rows}", run, new
+
+
+def _selected(make: Maker, spec: Spec, k: int) -> Step | None:
+    """What the data choose of a sum of its parts, or of itself, along an axis or flattened."""
+    if (made := make.choice([_overlaid, _mirrored, _displaced])(make, spec, k)) is None:
+        return None
+    text, mix, mixed = made
+    flat = make.chance(0.5)
+    mixed = (Axis("batch", math.prod(axis.size for axis in mixed)),) if flat else mixed
+    k = make.random.randrange(len(mixed))
+    n = make.random.randint(1, mixed[k].size)
+    how = make.choice(["one", "several", "a window"])
+    name = make.index(mixed[k].size, *[n][: how == "several"])
+
+    def run(env: Args, y: Any) -> Any:
+        y = mix(env, y).reshape([axis.size for axis in mixed])
+        return lax.dynamic_slice_in_dim(y, env[name], n, k) if how == "a window" else jnp.take(y, env[name], k)
+
+    new = (*mixed[:k], *mixed[k + 1 :]) if how == "one" else _resized(mixed, k, n)
+    return f"{text}, {'flattened, ' if flat else ''}{how} of {k} by data", run, new
+
+
 def _over_devices(make: Maker, spec: Spec, k: int) -> Step | None:
     """The halves of one axis on two devices: as they are, added up, or gathered."""
     if spec[k].size % 2:
@@ -185,7 +220,7 @@ def _over_devices(make: Maker, spec: Spec, k: int) -> Step | None:
     return f"{k} over devices, added up", lambda env, y: add(y), _resized(spec, k, spec[k].size // 2)
 
 
-_MIX = [_over_devices, _overlaid, _paired, _edges, _diagonal, _rotated, _mirrored]
+_MIX = [_over_devices, _overlaid, _paired, _edges, _diagonal, _rotated, _mirrored, _displaced, _selected]
 
 
 # XLA of JAX 0.12 fails on some transforms of what lies on several devices.
