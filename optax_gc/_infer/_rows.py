@@ -89,16 +89,17 @@ def _is_unmoved(view: View) -> bool:
     """Whether all that there is of it lies where it began."""
     arrays = (*view.rows, *(view.coords[a] for a in (view.use.outputs if view.use and not view.lost else ())))
     visible = view.visible()
-    return all(visible.issuperset(at.dims) and (np.diff(at.data, prepend=-1) == 1).all() for at in arrays)
+    return all(at.dims and visible.issuperset(at.dims) and (np.diff(at.data, prepend=-1) == 1).all() for at in arrays)
 
 
 def _outputs(view: View, placed: View) -> Hashable:
-    """Which outputs there are, and mixtures of them, and where they begin along the axes of the data."""
+    """Which outputs there are, and mixtures of them, and where they begin."""
     if view.lost:
         return None
     there = {dim: (t, axis.lo) for t, axis in enumerate(view.axes) for dim in axis.dims}
     mixed = tuple((tuple(there.get(dim, dim) for dim in at.dims), at.data.tobytes()) for at in view.mixed)
-    begin = tuple((t, axis.lo) for t, axis in enumerate(view.axes) if view.are_both(axis.dims))
+    own = {dim for a in (view.use.outputs if view.use else ()) for dim in view.coords[a].dims}
+    begin = tuple((t, axis.lo) for t, axis in enumerate(view.axes) if not own.isdisjoint(axis.dims))
     return which(placed), mixed, begin
 
 

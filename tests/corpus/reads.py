@@ -978,6 +978,9 @@ CASES = [
             "padded": lambda x, w: tanh(
                 jnp.pad((y := x[0] @ w)[:, :2], ((1, 0), (0, 0))) + jnp.pad(y[:, 2:], ((0, 1), (0, 0)))
             ),
+            "padded along the outputs": lambda x, w: tanh(
+                jnp.pad((y := x[0] @ w)[:1], ((0, 0), (1, 0))) + jnp.pad(y[1:2], ((0, 0), (0, 1)))
+            ),
             "the first row": lambda x, w: tanh((y := x[0] @ w)[:1, :2] + y[:, 2:]),
             "two rows": lambda x, w: tanh((y := x[0] @ w)[0, :2] + y[1, 2:]),
             "backwards": lambda x, w: tanh((y := x[0] @ w)[::-1, :2] + y[:, 2:]),
