@@ -221,7 +221,7 @@ def _over_steps(view: View, step: Dim | None) -> View:
     """The sum over the steps of a loop, at some of which it may be zero, or another case may be chosen."""
     view = _of_any_case(view)
     steps = view.differing() & {step}
-    view = view if step is None else view.replace(pooled=view.pooled | {step})
+    view = view if step is None else view.pool({step})
     return view.replace(summed=view.summed | steps, masks=(*view.masks, *view.holes)) if steps else view
 
 

@@ -93,7 +93,7 @@ def _summed(walk: Walk, eqn: Equation, view: View, blocks: Dims) -> Iterator[Vie
     if is_diagonal(view, set(blocks)):
         walk.refuse([view], POOLED)
         return
-    view = view.replace(pooled=view.pooled.union(blocks))
+    view = view.pool(set(blocks))
     if own and any(varies(tear, block, walk.sharded) for tear in view.torn for block in own):
         walk.refuse([view], HIDDEN)
         return

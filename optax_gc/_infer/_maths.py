@@ -283,11 +283,12 @@ def summed_up(walk: Walk, view: View, rest: View, gone: set[Dim]) -> Iterator[Vi
 
 def _sum_of_copies(view: View, gone: set[Dim]) -> View:
     """What are copies along some dims is there, in their sum, where one of them is."""
+    view = view.pool(gone)
     copies = in_order(gone.difference(*(coord.dims for coord in view.coords)))
     masks, holes = any_of(view.masks, copies), any_of((*view.masks, *view.holes), copies)
     known = {mask.key() for mask in masks}
     return view.replace(
-        pooled=view.pooled | gone, masks=masks, holes=tuple(hole for hole in holes if hole.key() not in known)
+        masks=masks, holes=tuple(hole for hole in holes if hole.key() not in known)
     )
 
 

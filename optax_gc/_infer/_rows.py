@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from optax_gc._infer._arrays import LIMIT, Axis, Dim, Dims, Named, apart, region, size_of
-from optax_gc._infer._views import View, by_place, flatten, if_known
+from optax_gc._infer._views import NONE, View, by_place, flatten, if_known
 
 _FAR = 0x5851F42D4C957F2D  # an odd number, so that what is multiplied by it in 64 bits stays different
 
@@ -62,7 +62,7 @@ def _row(row: Named, there: Mapping[Dim, tuple[int, int]], pooled: Set[Dim]) -> 
     table = row.data[(slice(1),) * row.data.ndim] if row.data.size > LIMIT else row.data
     if table is row.data and len(kept) < len(row.dims):
         table = row.table(kept, tuple(dim for dim in row.dims if dim in pooled))
-        table = np.sort(table, 1) if kept else np.unique(table).reshape(1, -1)
+        table = np.sort(table, 1) if kept else np.unique(table[table != NONE]).reshape(1, -1)
     else:
         table = table.reshape(-1, 1)
     return _Row(tuple(there.get(dim, dim) for dim in kept), table.shape, table.astype(int, copy=False).tobytes())
@@ -75,14 +75,16 @@ def _differ(a: _Row, b: _Row) -> bool:
     x, y = a.sets(), b.sets()
     if a.places and b.places:
         return a.places != b.places or not _meet(x, y)
-    return not (np.isin(x, y) if a.places else np.isin(y, x)).any(1).all()
+    each, one = (x, y) if a.places else (y, x)
+    return one.size > 0 and not (np.isin(each, one) | (each == NONE).all(1, keepdims=True)).any(1).all()
 
 
 def _meet(x: np.ndarray, y: np.ndarray) -> bool:
-    """Whether two sets have something in common at each place."""
+    """Whether two sets have something in common at each place where there is something in both."""
     if len(x) != len(y) or x.size * y.shape[1] > LIMIT:
         return np.array_equal(x, y)
-    return bool((x[:, :, None] == y[:, None]).any((1, 2)).all())
+    common = ((x[:, :, None] == y[:, None]) & (y[:, None] != NONE)).any((1, 2))
+    return bool((common | (x == NONE).all(1) | (y == NONE).all(1)).all())
 
 
 def _is_unmoved(view: View) -> bool:

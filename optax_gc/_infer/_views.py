@@ -14,6 +14,9 @@ from optax_gc._infer._masks import Place, Tear
 from optax_gc._infer._uses import Mark, Param, Use
 
 
+NONE = np.iinfo(int).min  # the position of a row of the data that is not there
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class View:
     """For each stored axis of a parameter, the coordinate of every element of a value.
@@ -118,11 +121,14 @@ class View:
 
     def is_pooled(self) -> bool:
         """Whether groups of a convolution have left its axes."""
-        return any(dim.size > 1 for dim in (self.grouped & self.varying()) - self.visible())
+        return any(dim.size > 1 for dim in (self.grouped & self._own()) - self.visible())
+
+    def _own(self) -> frozenset[Dim]:
+        return frozenset[Dim]().union(*(coord.dims for coord in self.coords))
 
     def is_placed(self) -> bool:
         """Whether a mask says which of its copies are there."""
-        own = frozenset[Dim]().union(*(coord.dims for coord in self.coords))
+        own = self._own()
         return any(not own.issuperset(mask.dims) and not own.isdisjoint(mask.dims) for mask in self.masks)
 
     def spans(self) -> frozenset[int]:
@@ -167,6 +173,21 @@ class View:
         if valid is None or valid.all():
             return view
         return view.replace(masks=(*view.masks, Named(new, np.asarray(valid))))
+
+    def pool(self, dims: Set[Dim]) -> View:
+        """Notes that what lies along some dims is added up, of the data only where nothing hides it."""
+
+        def there(row: Named) -> Named:
+            along = dims.intersection(row.dims)
+            hiding = [mask for mask in (*self.masks, *self.holes) if not along.isdisjoint(mask.dims)]
+            for mask in hiding:
+                every = tuple(dict.fromkeys((*row.dims, *mask.dims)))
+                if size_of(every) > LIMIT:
+                    raise UnfollowedError("mixes its axes")
+                row = Named(every, np.where(mask.over(every), row.over(every), NONE))
+            return row
+
+        return self.replace(pooled=self.pooled | dims, rows=tuple(if_known(there, row) for row in self.rows))
 
     def drop_dims(self, dims: Iterable[Dim]) -> View:
         """Takes the first position of dims that leave their axis."""
@@ -237,7 +258,8 @@ def same(a: View, b: View) -> bool:
 
 def by_place(view: View, places: dict[tuple[int, int], Dim]) -> View:
     """Names the dims of each axis by its place, so that views of one value can be compared."""
-    on = [t for t, axis in enumerate(view.axes) if not view.varying().isdisjoint(axis.dims)]
+    known = view.varying().union(*(mixture.dims for mixture in view.mixed))
+    on = [t for t, axis in enumerate(view.axes) if not known.isdisjoint(axis.dims)]
     for t in on:
         view = flatten(view, t, pad=False)
     inner = {t: view.axes[t].dims[0] for t in on}

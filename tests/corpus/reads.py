@@ -218,6 +218,8 @@ def _next(y: Any) -> Any:
     return tanh(y[:-1, :2] + y[1:, 2:])
 
 
+_EVEN = (np.arange(R) % 2 == 0)[:, None].astype(np.float32)
+
 # Rows of one product, and what was made of them.
 _PRODUCTS = {
     "rows made one by one": lambda x, w: lax.map(lambda row: row @ w, x[0]),
@@ -964,6 +966,18 @@ CASES = [
         w=alone("3 4"),
     ),
     case(
+        "channels with filters of their own, added up, flattened, of which data choose",
+        lambda x, i, w: tanh(((y := _FILTERS["convolution"](x, w)) + jnp.roll(y, 1, -1)).reshape(-1)[i]),
+        [x_(2, 7, 4), tokens(3)],
+        w=alone("3 4"),
+    ),
+    case(
+        "channels with filters of their own, flattened, of which data choose",
+        lambda x, i, w: tanh(_FILTERS["convolution"](x, w).reshape(-1)[i]),
+        [x_(2, 7, 4), tokens(3)],
+        w=w("i3 o4"),
+    ),
+    case(
         "channels with filters of their own, centred",
         lambda x, w: tanh((y := _FILTERS["convolution"](x, w)) - y.mean(-1, keepdims=True)),
         x_(2, 7, 4),
@@ -980,6 +994,18 @@ CASES = [
             ),
             "padded along the outputs": lambda x, w: tanh(
                 jnp.pad((y := x[0] @ w)[:1], ((0, 0), (1, 0))) + jnp.pad(y[1:2], ((0, 0), (0, 1)))
+            ),
+            "of rows that constants keep, or do not": lambda x, w: tanh(
+                (_EVEN * (y := x[0] @ w)[:, :2]).sum(0) + ((1 - _EVEN) * y[:, 2:]).sum(0)
+            ),
+            "of rows that constants keep, and another": lambda x, w: tanh(
+                (_EVEN * (y := x[0] @ w)[:, :2]).sum(0) + y[1, 2:]
+            ),
+            "sums over halves of padded rows, on devices": lambda x, w: sharded(
+                lambda y: lax.psum(y, "model"), P("model"), P(), check_vma=False
+            )(_shifted(x[0] @ w)),
+            "all pairs of two rows, mixed by constants": lambda x, w: tanh(
+                (y := x[0] @ w @ np.eye(OUT)[::-1])[0, :, None] + y[1]
             ),
             "the first row": lambda x, w: tanh((y := x[0] @ w)[:1, :2] + y[:, 2:]),
             "two rows": lambda x, w: tanh((y := x[0] @ w)[0, :2] + y[1, 2:]),
@@ -1078,6 +1104,12 @@ CASES = [
             ),
             "all outputs, averaged": lambda x, w: tanh(
                 ((z := _PRODUCTS["rows that a loop writes"](x, w))[0] + z[1]).mean()
+            ),
+            "sums over rows before, of halves": lambda x, w: tanh(
+                ((m := np.tri(R)[:, :, None]) * (y := x[0] @ w)[:, :2]).sum(1) + (m * y[:, 2:]).sum(1)
+            ),
+            "of rows that constants keep": lambda x, w: tanh(
+                (_EVEN * (y := x[0] @ w)[:, :2]).sum(0) + (_EVEN * y[:, 2:]).sum(0)
             ),
             "a mean over some": lambda x, w: tanh((y := x[0] @ w)[1:, :2].mean(0) + y[1:, 2:]),
             **{f"of {name}": lambda x, w, y=y: tanh((z := y(x, w))[:, :2] + z[:, 2:]) for name, y in _PRODUCTS.items()},

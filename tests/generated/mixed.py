@@ -206,6 +206,28 @@ def _selected(make: Maker, spec: Spec, k: int) -> Step | None:
     return f"{text}, {'flattened, ' if flat else ''}{how} of {k} by data", run, new
 
 
+def _moved(make: Maker, spec: Spec, k: int) -> Step | None:
+    """Parts of it that lie, or are written, or are added where the data say."""
+    if (both := _two(make, spec)) is None:
+        return None
+    (rows, others), how = both, make.choice(["roll", "entries", "set", "add", "update"])
+    name = make.index(spec[rows].size, *([axis.size for axis in spec] if how == "entries" else []))
+    at, flip = make.random.randrange(spec[rows].size), make.chance(0.5)
+
+    def run(env: Args, y: Any) -> Any:
+        z = jnp.flip(y, others) if flip else y
+        if how == "roll":
+            return y + jnp.roll(z, env[name], rows)
+        if how == "entries":
+            return y + jnp.take_along_axis(z, env[name], rows)
+        if how == "update":
+            return lax.dynamic_update_slice_in_dim(y, z[_at(rows, slice(at, None))], env[name], rows)
+        place = y.at[_at(rows, env[name])]
+        return place.set(z[_at(rows, at)]) if how == "set" else place.add(z[_at(rows, at)])
+
+    return f"{how} by data of {at} along {rows}, {f'{others} backwards' if flip else ''}", run, spec
+
+
 def _over_devices(make: Maker, spec: Spec, k: int) -> Step | None:
     """The halves of one axis on two devices: as they are, added up, or gathered."""
     if spec[k].size % 2:
@@ -220,7 +242,7 @@ def _over_devices(make: Maker, spec: Spec, k: int) -> Step | None:
     return f"{k} over devices, added up", lambda env, y: add(y), _resized(spec, k, spec[k].size // 2)
 
 
-_MIX = [_over_devices, _overlaid, _paired, _edges, _diagonal, _rotated, _mirrored, _displaced, _selected]
+_MIX = [_over_devices, _overlaid, _paired, _edges, _diagonal, _rotated, _mirrored, _displaced, _selected, _moved]
 
 
 # XLA of JAX 0.12 fails on some transforms of what lies on several devices.
@@ -242,11 +264,15 @@ def _step(make: Maker, spec: Spec) -> Step:
 
 @dataclasses.dataclass(frozen=True)
 class Mixed(Program):
-    """`bilinear(x, w, args)` is linear in `x`, too; `inputs` are the axes that the product itself sums over."""
+    """`bilinear(x, w, args)` is linear in `x`, too; `inputs` are the axes that the product itself sums over.
+
+    Channels with filters of their own may be along `channels`: a norm takes all, and units stay what they are.
+    """
 
     bilinear: Callable[[Any, Any, Args], Any]
     x: str
     inputs: frozenset[int]
+    channels: tuple[int, ...]
     padded: bool
 
 
@@ -263,7 +289,7 @@ def draw(seed: int) -> Mixed:
     of_y = rule.split("->")[1]
     order = make.shuffled(range(len(of_w)))
     shape, back = tuple(letters[of_w[k]] for k in order), tuple(np.argsort(order))
-    inputs = frozenset(at for at, k in enumerate(order) if of_w[k] in "ik")
+    inputs, channels = (tuple(at for at, k in enumerate(order) if of_w[k] in names) for names in ("ik", "c"))
     x = make.data(*(letters[letter] for letter in of_x))
     spec: Spec = tuple(Axis("batch", letters[letter]) for letter in of_y)
     texts, steps = [f"w {shape} of {[of_w[k] for k in order]}", f"{name}: {rule}"], []
@@ -283,7 +309,7 @@ def draw(seed: int) -> Mixed:
         return read(y).sum() if read else y
 
     linear = lambda w, args: bilinear(args[x], w, args)  # noqa: E731
-    return Mixed(fn, linear, shape, make.args, make.limits, texts, bilinear, x, inputs, "k" in of_w)
+    return Mixed(fn, linear, shape, make.args, make.limits, texts, bilinear, x, frozenset(inputs), channels, "k" in of_w)
 
 
 def terms(program: Mixed) -> np.ndarray:
@@ -334,6 +360,8 @@ def judge(program: Mixed, found: frozenset[int] | None, of: np.ndarray | None = 
     nothing, some = _added(of, inputs, program.shape)
     if found is None:
         return "right" if some else "undecided"
+    for axis in program.channels:
+        of = of[~of.any((1, *(2 + other for other in range(len(program.shape)) if other != axis))).all(1)]
     nothing, _ = _added(of, found, program.shape)
     if nothing or not inputs <= found:
         return "wrong"
