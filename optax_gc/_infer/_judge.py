@@ -192,6 +192,8 @@ class _Judge:
             return _agreed(map(self.verdict, where), DIFFERENT)
         if len(views) > 1 and any(view.picks for view in views):
             return Verdict(None, CHOSEN)
+        if len(_classes(views, lambda view: tuple(at.key() for at in view.mixed))) > 1:
+            return Verdict(None, POOLED)
         return self._roles(views, self._inputs(views))
 
     def _inputs(self, views: Sequence[View]) -> tuple[int, ...]:

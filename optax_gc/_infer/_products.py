@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from optax_gc._infer._arrays import Axis, Dim, blank
+from optax_gc._infer._arrays import Axis, Dim, Named, blank
 from optax_gc._infer._constants import Constant
 from optax_gc._infer._equation import Equation, Shape
 from optax_gc._infer._maths import mul
@@ -113,14 +113,17 @@ def _contraction(
         none = not any(_are_data(value, side) for value, side in zip(ins, sides, strict=True))
         return [Value(Level.WEIGHT if none else Level.DATA)]
     for k, value in enumerate(ins):
-        other, ended, acting = ins[1 - k], [], []
+        other, ended, acting, mixtures = ins[1 - k], [], [], None
         for view in value.views:
             placed = _placed(eqn, view, sides, k)
             if view.product:
                 grown = _same_einsum(walk, eqn, view, placed, sides, k, other)
                 if grown is None and other.level <= Level.NOISE and _mixes_outputs(walk, view, sides[k]):
                     places, gone = _places(placed, sides, k), view.on(sides[k].contracted)
-                    choice = walk.choice(tuple(dim for t in sides[1 - k].free for dim in places[t].dims))
+                    dims = tuple(dim for t in sides[1 - k].free for dim in places[t].dims)
+                    # One matrix makes the same mixtures of all views.
+                    mixtures = mixtures or walk.choice(dims)
+                    choice = Named(dims, mixtures.data)
                     grown = chosen_rows(placed, [view.axes[t] for t in sides[k].contracted], choice)
                     if not gone.isdisjoint(view.varying()):
                         grown = grown.replace(mixed=(*grown.mixed, choice))

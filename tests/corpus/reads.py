@@ -1190,6 +1190,18 @@ CASES = [
         w=alone("2 5 4"),
     ),
     case(
+        "another of its outputs from each of several products, mixed by constants",
+        lambda x, w: jnp.trace(jnp.stack([x[k] @ w[k] for k in range(3)]) @ np.eye(OUT)[::-1], 0, 0, 2),
+        x_(3, R, IN),
+        w=alone("3 5 4"),
+    ),
+    case(
+        "all outputs from each of several products, mixed by constants",
+        lambda x, w: tanh((jnp.stack([x[k] @ w[k] for k in range(3)]) @ np.eye(OUT)[::-1]).sum(0)),
+        x_(3, R, IN),
+        w=w("i3 i5 o4"),
+    ),
+    case(
         "one block in a loop of one step, added up on devices",
         lambda x, w: sharded(
             lambda x, w: lax.psum(

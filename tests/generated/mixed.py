@@ -242,7 +242,37 @@ def _over_devices(make: Maker, spec: Spec, k: int) -> Step | None:
     return f"{k} over devices, added up", lambda env, y: add(y), _resized(spec, k, spec[k].size // 2)
 
 
-_MIX = [_over_devices, _overlaid, _paired, _edges, _diagonal, _rotated, _mirrored, _displaced, _selected, _moved]
+def _forked(make: Maker, spec: Spec, k: int) -> Step | None:
+    """Steps on each half of an axis, or on all of it twice, and the sum of what both give at the same places."""
+    half = spec[k].size // 2 if make.chance(0.7) else 0
+    ways = []
+    for at in (0, half):
+        part, steps = _resized(spec, k, half) if half else spec, []
+        for _ in range(make.random.randint(0, 2)):
+            made = make.choice(_OTHERS + [_over_devices, _displaced, _selected, _moved])(
+                make, part, make.random.randrange(len(part))
+            )
+            if made and _is_small(made):
+                part = made[2]
+                steps.append(made)
+        ways.append((at, part, steps))
+    if len(ways[0][1]) != len(ways[1][1]):
+        return None
+    new = tuple(min(pair, key=lambda axis: axis.size) for pair in zip(ways[0][1], ways[1][1], strict=True))
+
+    def run(env: Args, y: Any) -> Any:
+        parts = []
+        for at, _, steps in ways:
+            z = y[_at(k, slice(at, at + half))] if half else y
+            z = functools.reduce(lambda z, step: step[1](env, z), steps, z)
+            parts.append(z[tuple(slice(axis.size) for axis in new)])
+        return parts[0] + parts[1]
+
+    texts = ["; ".join(step[0] for step in steps) for _, _, steps in ways]
+    return f"halves of {k}, {half} each: {' || '.join(texts)}", run, new
+
+
+_MIX = [_over_devices, _overlaid, _paired, _edges, _diagonal, _rotated, _mirrored, _displaced, _selected, _moved, _forked]
 
 
 # XLA of JAX 0.12 fails on some transforms of what lies on several devices.
@@ -253,13 +283,12 @@ def _step(make: Maker, spec: Spec) -> Step:
     while True:
         steps = _MIX if make.chance(0.5) else _OTHERS
         made = make.choice(steps)(make, spec, make.random.randrange(len(spec)))
-        if (
-            made
-            and "fft" not in made[0]
-            and 0 < len(made[2]) <= 4
-            and 0 < math.prod(axis.size for axis in made[2]) <= MOST
-        ):
+        if made and _is_small(made):
             return made
+
+
+def _is_small(made: Step) -> bool:
+    return "fft" not in made[0] and 0 < len(made[2]) <= 4 and 0 < math.prod(axis.size for axis in made[2]) <= MOST
 
 
 @dataclasses.dataclass(frozen=True)
