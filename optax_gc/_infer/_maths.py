@@ -287,9 +287,7 @@ def _sum_of_copies(view: View, gone: set[Dim]) -> View:
     copies = in_order(gone.difference(*(coord.dims for coord in view.coords)))
     masks, holes = any_of(view.masks, copies), any_of((*view.masks, *view.holes), copies)
     known = {mask.key() for mask in masks}
-    return view.replace(
-        masks=masks, holes=tuple(hole for hole in holes if hole.key() not in known)
-    )
+    return view.replace(masks=masks, holes=tuple(hole for hole in holes if hole.key() not in known))
 
 
 def combined(walk: Walk, views: Sequence[View]) -> tuple[View, ...]:

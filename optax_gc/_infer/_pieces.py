@@ -153,21 +153,17 @@ def _picked(view: View, t: int, number: Named) -> View:
     """The data choose one position of axis t: the coordinates along it are not known any more."""
     axis = view.axes[t]
     along = set(axis.dims)
-
-    def again(at: Named) -> Named:
-        return chosen_of(number, at.over(axis.dims), [axis])
-
     if any(not along.issuperset(at.dims) for _, at in view.picks if not along.isdisjoint(at.dims)):
         return view.replace(bad=view.bad or ACROSS)
     coords = list(view.coords)
-    picks = [(a, at if along.isdisjoint(at.dims) else again(at)) for a, at in view.picks]
+    picks = [(a, at if along.isdisjoint(at.dims) else chosen_of(number, at, [axis])) for a, at in view.picks]
     for a, coord in enumerate(view.coords):
         if along.isdisjoint(coord.dims):
             continue
         if not along.issuperset(coord.dims):
             return view.replace(bad=view.bad or ACROSS)
         coords[a] = Named((), np.zeros((), int))
-        picks.append((a, again(coord)))
+        picks.append((a, chosen_of(number, coord, [axis])))
     return view.replace(coords=tuple(coords), picks=tuple(picks))
 
 

@@ -125,21 +125,24 @@ def chosen_rows(view: View, axes: Sequence[Axis], number: Named, window: Dims = 
         along = [axis for axis in axes if not set(row.dims).isdisjoint(axis.dims)]
         if not along:
             return row
-        gone = [dim for axis in along for dim in axis.dims]
-        rest = tuple(dim for dim in row.dims if dim not in gone)
-        parts = [chosen_of(number, positions, along).data for positions in row.table(rest, gone)]
+        of = chosen_of(number, row, along)
         # Of two choices, far apart, no window has a position in common.
-        choices = np.add.outer(np.stack(parts) * _FAR, np.arange(size_of(window)))
-        new = (*rest, *number.dims, *window)
-        return Named(new, choices.reshape([dim.size for dim in new]))
+        windows = np.add.outer(of.data.ravel() * _FAR, np.arange(size_of(window)))
+        dims = (*of.dims, *window)
+        return Named(dims, windows.reshape([dim.size for dim in dims]))
 
     return view.replace(rows=tuple(if_known(chosen, row) for row in view.rows))
 
 
-def chosen_of(number: Named, positions: np.ndarray, axes: Sequence[Axis]) -> Named:
-    """The number of a choice among the positions along some axes: of others, the same choice is another."""
-    order = zlib.crc32(positions.tobytes(), sum(axis.lo for axis in axes))
-    return number._replace(data=number.data + (order << 31))
+def chosen_of(number: Named, at: Named, axes: Sequence[Axis]) -> Named:
+    """The numbers of choices among what lies along some axes: of other positions, the same choice is another."""
+    gone = [dim for axis in axes for dim in axis.dims]
+    rest = tuple(dim for dim in at.dims if dim not in gone)
+    begin, lists = sum(axis.lo for axis in axes), at.table(rest, gone) if rest else [at.over(gone)]
+    order = np.array([zlib.crc32(positions.tobytes(), begin) << 31 for positions in lists])
+    dims = tuple(dict.fromkeys((*rest, *number.dims)))
+    of = Named(rest, order.reshape([dim.size for dim in rest]))
+    return Named(dims, np.asarray(of.over(dims) + number.over(dims)))
 
 
 def disjoint(a: View, b: View) -> bool:

@@ -13,7 +13,6 @@ from optax_gc._infer._arrays import LIMIT, Axis, Dim, Dims, Named, UnfollowedErr
 from optax_gc._infer._masks import Place, Tear
 from optax_gc._infer._uses import Mark, Param, Use
 
-
 NONE = np.iinfo(int).min  # the position of a row of the data that is not there
 
 
@@ -178,7 +177,7 @@ class View:
         """Notes that what lies along some dims is added up, of the data only where nothing hides it."""
 
         def there(row: Named) -> Named:
-            along = dims.intersection(row.dims)
+            along = dims & set(row.dims)
             hiding = [mask for mask in (*self.masks, *self.holes) if not along.isdisjoint(mask.dims)]
             for mask in hiding:
                 every = tuple(dict.fromkeys((*row.dims, *mask.dims)))

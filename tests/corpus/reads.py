@@ -1075,6 +1075,13 @@ CASES = [
                 for name, of in {"shifted by padding": _shifted, "flattened and turned": _turned}.items()
                 for made, y in {"of a product": lambda y: y, "of what is not followed": _pooled}.items()
             },
+            "entries of entries": lambda x, i, w: tanh(
+                jnp.take_along_axis(
+                    (y := (x[0] @ w)[:, :3]) + jnp.take_along_axis(y[:, ::-1], jnp.stack([i, i, i]), 0),
+                    jnp.stack([i, i, i]),
+                    1,
+                )
+            ),
             "or their sum": lambda x, i, w: (
                 (y := x[0] @ w) is not None
                 and tanh(lax.cond(i[0] > 0, lambda v: v.sum(0), lambda v: v[1], y + jnp.roll(y, (1, 1), (0, 1))))

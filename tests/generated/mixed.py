@@ -249,7 +249,7 @@ def _forked(make: Maker, spec: Spec, k: int) -> Step | None:
     for at in (0, half):
         part, steps = _resized(spec, k, half) if half else spec, []
         for _ in range(make.random.randint(0, 2)):
-            made = make.choice(_OTHERS + [_over_devices, _displaced, _selected, _moved])(
+            made = make.choice([*_OTHERS, _over_devices, _displaced, _selected, _moved])(
                 make, part, make.random.randrange(len(part))
             )
             if made and _is_small(made):
@@ -272,7 +272,19 @@ def _forked(make: Maker, spec: Spec, k: int) -> Step | None:
     return f"halves of {k}, {half} each: {' || '.join(texts)}", run, new
 
 
-_MIX = [_over_devices, _overlaid, _paired, _edges, _diagonal, _rotated, _mirrored, _displaced, _selected, _moved, _forked]
+_MIX = [
+    _over_devices,
+    _overlaid,
+    _paired,
+    _edges,
+    _diagonal,
+    _rotated,
+    _mirrored,
+    _displaced,
+    _selected,
+    _moved,
+    _forked,
+]
 
 
 # XLA of JAX 0.12 fails on some transforms of what lies on several devices.
@@ -338,7 +350,9 @@ def draw(seed: int) -> Mixed:
         return read(y).sum() if read else y
 
     linear = lambda w, args: bilinear(args[x], w, args)  # noqa: E731
-    return Mixed(fn, linear, shape, make.args, make.limits, texts, bilinear, x, frozenset(inputs), channels, "k" in of_w)
+    return Mixed(
+        fn, linear, shape, make.args, make.limits, texts, bilinear, x, frozenset(inputs), channels, "k" in of_w
+    )
 
 
 def terms(program: Mixed) -> np.ndarray:
