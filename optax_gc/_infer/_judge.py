@@ -68,6 +68,8 @@ def judge(views: Sequence[View], param: Param) -> Verdict | None:
         # Which of them are there does not matter where each has the inputs of all, or the rest of the same axes.
         each = [_judged([view], param) for view in views]
         alike = all(one and one.axes and one.axes.in_axes == verdict.axes.in_axes for one in each)
+        # Outputs that are mixed may be of one product and of another.
+        alike = alike and len(views) == len({view.use for view in views})
         inputs = {a for a in verdict.axes.in_axes if param.shape[a] > 1}
         beside = any(not view.torn and _extent(view) == inputs for view in views)
         beside = beside and all(_extent(view) <= inputs for view in views)
@@ -192,7 +194,7 @@ class _Judge:
             return _agreed(map(self.verdict, where), DIFFERENT)
         if len(views) > 1 and any(view.picks for view in views):
             return Verdict(None, CHOSEN)
-        if len(_classes(views, lambda view: tuple(at.key() for at in view.mixed))) > 1:
+        if any(len(_classes(views, outputs)) > 1 for outputs in (_mixtures, _pooled_outputs)):
             return Verdict(None, POOLED)
         return self._roles(views, self._inputs(views))
 
@@ -252,6 +254,16 @@ def _entry(view: View) -> Hashable:
 def _outputs(view: View) -> Hashable:
     """Where the units are, and which outputs of the parameter."""
     return region(view.axes), which(view), tuple(mask.key() for mask in view.masks if mask.dims)
+
+
+def _mixtures(view: View) -> Hashable:
+    """Which mixtures of outputs its units are."""
+    return tuple(mixture.key() for mixture in view.mixed)
+
+
+def _pooled_outputs(view: View) -> Hashable:
+    """Which of the outputs that were added up are there."""
+    return frozenset(mask.data.tobytes() for mask in view.masks if not view.pooled.isdisjoint(mask.dims))
 
 
 def _batches(views: Iterable[View]) -> set[Hashable]:

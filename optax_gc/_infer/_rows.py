@@ -147,8 +147,9 @@ def chosen_of(number: Named, at: Named, axes: Sequence[Axis]) -> Named:
 
 def disjoint(a: View, b: View) -> bool:
     """Whether masks say of two views that there is one of them at most."""
-    there = region(a.axes) == region(b.axes)
-    return there and any(m.dims == n.dims and not (m.data & n.data).any() for m in a.masks for n in b.masks)
+    there, pooled = region(a.axes) == region(b.axes), a.pooled | b.pooled
+    masks = [mask for mask in a.masks if pooled.isdisjoint(mask.dims)]
+    return there and any(m.dims == n.dims and not (m.data & n.data).any() for m in masks for n in b.masks)
 
 
 def which(view: View) -> Hashable:

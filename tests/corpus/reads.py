@@ -198,6 +198,10 @@ def _two_sums(h: Any, w: Any) -> Any:
     return h
 
 
+def _unrolled(x: Any, w: Any) -> Any:
+    return jnp.stack([row @ w for row in x])
+
+
 def _over_outputs(y: Any) -> Any:
     return lax.scan(lambda c, a: (c + a, None), jnp.zeros(len(y)), y.T)[0]
 
@@ -1207,6 +1211,27 @@ CASES = [
         lambda x, w: tanh((jnp.stack([x[k] @ w[k] for k in range(3)]) @ np.eye(OUT)[::-1]).sum(0)),
         x_(3, R, IN),
         w=w("i3 i5 o4"),
+    ),
+    *spelled(
+        "outputs of products with other rows, added up",
+        {
+            "trace": lambda x, i, w: jnp.trace(_unrolled(x[0], w)),
+            "masked": lambda x, i, w: tanh((np.eye(R, OUT) * _unrolled(x[0], w)).sum(0).sum()),
+            "shifted by padding, and chosen by data": lambda x, i, w: tanh(_shifted(_unrolled(x[0], w))[i]),
+        },
+        [x_(2, R, IN), tokens(3)],
+        w=alone("5 4"),
+    ),
+    *spelled(
+        "products with other rows",
+        {
+            "the diagonal": lambda x, i, w: tanh(jnp.diagonal(_unrolled(x[0], w))),
+            "a mean over outputs": lambda x, i, w: tanh(_unrolled(x[0], w).mean(1)),
+            "a mean over both": lambda x, i, w: tanh(_unrolled(x[0], w).mean()),
+            "chosen by data": lambda x, i, w: tanh(_unrolled(x[0], w)[i]),
+        },
+        [x_(2, R, IN), tokens(3)],
+        w=w("i5 o4"),
     ),
     case(
         "one block in a loop of one step, added up on devices",

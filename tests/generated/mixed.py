@@ -272,19 +272,8 @@ def _forked(make: Maker, spec: Spec, k: int) -> Step | None:
     return f"halves of {k}, {half} each: {' || '.join(texts)}", run, new
 
 
-_MIX = [
-    _over_devices,
-    _overlaid,
-    _paired,
-    _edges,
-    _diagonal,
-    _rotated,
-    _mirrored,
-    _displaced,
-    _selected,
-    _moved,
-    _forked,
-]
+_MIX = [_over_devices, _overlaid, _paired, _edges, _diagonal, _rotated, _mirrored]
+_MIX += [_displaced, _selected, _moved, _forked]
 
 
 # XLA of JAX 0.12 fails on some transforms of what lies on several devices.
@@ -322,10 +311,13 @@ def draw(seed: int) -> Mixed:
     make = Maker(seed)
     name = make.choice(SOURCES)
     product, rule = SOURCES[name]
-    letters = {letter: make.choice([2, 3, 4] if letter in "roc" else [2, 3]) for letter in "bsriophc"} | {"k": 2}
+    letters = {letter: make.choice([2, 3, 4] if letter in "roc" else [2, 3]) for letter in "bsriophc"} | {
+        "k": 2,
+        "t": 2,
+    }
     letters["e"] = make.choice([2, 4])
     letters["r"] += "R" in rule
-    letters["R"] = letters["r"] - 1
+    letters["R"], letters["q"] = letters["r"] - 1, 2 * letters["r"]
     of_x, of_w = rule.split("->")[0].split(",")
     of_y = rule.split("->")[1]
     order = make.shuffled(range(len(of_w)))
