@@ -57,6 +57,15 @@ SOURCES: dict[str, tuple[Callable[[Any, Any], Any], str]] = {  # and what x, w a
         lambda x, w: sum(x[k : len(x) - len(w) + k + 1] * w[k] for k in range(len(w))),
         "rc,kc->Rc",
     ),
+    "two products, added up": (lambda x, w: x[0] @ w + x[1] @ w, "tri,io->ro"),
+    "two products, one after the other": (lambda x, w: jnp.concatenate([x[0] @ w, x[1] @ w]), "tri,io->qo"),
+    "rows, unrolled": (lambda x, w: jnp.stack([row @ w for row in x]), "ri,io->ro"),
+    "the first row, and the rest": (lambda x, w: jnp.concatenate([x[:1] @ w, x[1:] @ w]), "ri,io->ro"),
+    "rows of data, or none": (
+        lambda x, w: (x * (np.arange(len(x)) % 2)[:, None]) @ w + (x * (1 - np.arange(len(x)) % 2)[:, None]) @ w,
+        "ri,io->ro",
+    ),
+    "a product and itself": (lambda x, w: jnp.stack([x @ w, 2 * (x @ w)]), "ri,io->tro"),
     "x[i] @ w[i]": (lambda x, w: jnp.stack([x[k] @ w[k] for k in range(len(w))]), "bri,bio->bro"),
 }
 
