@@ -175,7 +175,7 @@ def carried(
         walk.close([view for view in own if not view.product], POOLED)
         return (*_last(walk, [*start, *(view for view in own if view.product)], mark, step), *outer)
     else:
-        return (*start, *(_over_steps(view, step) for view in own), *outer)
+        return (*start, *(_over_steps(view, step, outside) for view in own), *outer)
     return tuple(outer)
 
 
@@ -217,12 +217,18 @@ def differs(view: View, step: Dim | None) -> bool:
     return chosen or step in view.differing()
 
 
-def _over_steps(view: View, step: Dim | None) -> View:
+def _over_steps(view: View, step: Dim | None, outside: Sequence[Value]) -> View:
     """The sum over the steps of a loop, at some of which it may be zero, or another case may be chosen."""
     view = _of_any_case(view)
     steps = view.differing() & {step}
-    view = view if step is None else view.pool({step})
+    view = view if step is None else over(view, [step], outside)
     return view.replace(summed=view.summed | steps, masks=(*view.masks, *view.holes)) if steps else view
+
+
+def over(view: View, steps: Sequence[Dim], outside: Sequence[Value]) -> View:
+    """Notes that what there is at steps of a loop, or on devices, is added up: it is of other data at each."""
+    differing = {tear: [step for step in steps if varies(tear, step, outside)] for tear in view.torn}
+    return view.tears(lambda tear: tear.along(differing[tear])).on_rows(steps).pool(set(steps))
 
 
 def _of_any_case(view: View) -> View:

@@ -75,6 +75,7 @@ ON_NUMBERS: dict[str, Callable[..., Any]] = {
     "ne": np.not_equal,
     "and": np.bitwise_and,
     "or": np.bitwise_or,
+    "not": np.invert,
     **dict.fromkeys(
         ("convert_element_type", "mesh_cast", "pbroadcast", "pcast", "pvary", "reshard", "stop_gradient"),
         lambda value: value,

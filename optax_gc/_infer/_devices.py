@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from optax_gc._infer._arrays import Axis, Dim, Dims, UnfollowedError, size_of
-from optax_gc._infer._carries import varies
+from optax_gc._infer._carries import over, varies
 from optax_gc._infer._constants import step_of
 from optax_gc._infer._equation import Equation
 from optax_gc._infer._maths import HIDDEN, summed_up
@@ -93,7 +93,7 @@ def _summed(walk: Walk, eqn: Equation, view: View, blocks: Dims) -> Iterator[Vie
     if is_diagonal(view, set(blocks)):
         walk.refuse([view], POOLED)
         return
-    view = view.pool(set(blocks))
+    view = over(view, blocks, walk.sharded)
     if own and any(varies(tear, block, walk.sharded) for tear in view.torn for block in own):
         walk.refuse([view], HIDDEN)
         return

@@ -68,8 +68,7 @@ def judge(views: Sequence[View], param: Param) -> Verdict | None:
         # Which of them are there does not matter where each has the inputs of all, or the rest of the same axes.
         each = [_judged([view], param) for view in views]
         alike = all(one and one.axes and one.axes.in_axes == verdict.axes.in_axes for one in each)
-        # Outputs that are mixed may be of one product and of another.
-        alike = alike and len(views) == len({view.use for view in views})
+        alike = alike and not any(itertools.starmap(_may_be_mixed, itertools.combinations(views, 2)))
         inputs = {a for a in verdict.axes.in_axes if param.shape[a] > 1}
         beside = any(not view.torn and _extent(view) == inputs for view in views)
         beside = beside and all(_extent(view) <= inputs for view in views)
@@ -104,6 +103,11 @@ def _extent(view: View) -> set[int]:
     """The stored axes that units sum over, be it in part."""
     box = _box(view) or ()
     return {a for a, role in enumerate(box) if isinstance(role, _Set) and len(role.positions) > 1}
+
+
+def _may_be_mixed(a: View, b: View) -> bool:
+    """Whether two views may be other outputs of other products, added up."""
+    return a.use is not b.use and not apart(a.axes, b.axes) and which(a) != which(b)
 
 
 def _hidden_alike(views: Sequence[View]) -> bool:

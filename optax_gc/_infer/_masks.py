@@ -80,6 +80,10 @@ class Tear(NamedTuple):
         """What it is where only some positions of a dim are left, before the dim gets another name."""
         return self.then((self.dims.index(dim), positions.tobytes())) if dim in self.dims else self
 
+    def along(self, dims: Sequence[Dim]) -> Tear:
+        """The same where it differs along some dims, too."""
+        return self._replace(dims=(*self.dims, *(dim for dim in dims if dim not in self.dims)))
+
     def moved(self, dims: Dims, new: Dims) -> Tear:
         """The same where it differs along other dims instead of some."""
         return self._replace(dims=(*(dim for dim in self.dims if dim not in dims), *new))

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from optax_gc._infer._arrays import LIMIT, Axis, Dim, Dims, Named, apart, region, size_of
+from optax_gc._infer._constants import Constant
+from optax_gc._infer._masks import Case, Mask, Place, Tear
 from optax_gc._infer._views import NONE, View, by_place, flatten, if_known
 
 _FAR = 0x5851F42D4C957F2D  # an odd number, so that what is multiplied by it in 64 bits stays different
@@ -33,16 +35,20 @@ def are_of_other_data(views: Sequence[View]) -> bool:
     placed = [by_place(view, places) for view in views]
     rows = [rows_of(view) for view in views]
     outputs = [_outputs(view, at) for view, at in zip(views, placed, strict=True)]
+    hidden = [_hidden_rows(view) for view in placed]
     # Of what is not followed any more, one axis may be the data's, and another that of outputs.
-    sides = rows if views[0].lost else zip(rows, outputs, strict=True)
+    sides = [
+        (*row, by) if views[0].lost else ((row, by), out) for row, by, out in zip(rows, hidden, outputs, strict=True)
+    ]
     if len({view.lost for view in views}) == 1 and sum(len({*side}) > 1 for side in zip(*sides, strict=False)) < 2:
         return False
-    for (a, x, p), (b, y, q) in itertools.combinations(zip(placed, rows, outputs, strict=True), 2):
-        moved = sum(map(_differ, x, y))
+    for (a, x, p, s), (b, y, q, t) in itertools.combinations(zip(placed, rows, outputs, hidden, strict=True), 2):
+        apart_by = bool(s and t) and s != t
+        moved = any(map(_differ, x, y)) or apart_by
         if a.lost != b.lost:
             other = not (_is_unmoved(a) and _is_unmoved(b))
         else:
-            other = moved and (sum(map(operator.ne, x, y)) > 1 if a.lost else p != q)
+            other = moved and (apart_by + sum(map(operator.ne, x, y)) > 1 if a.lost else p != q)
         if other and not (apart(a.axes, b.axes) or disjoint(a, b)):
             return True
     return False
@@ -76,7 +82,7 @@ def _differ(a: _Row, b: _Row) -> bool:
     if a.places and b.places:
         return a.places != b.places or not _meet(x, y)
     each, one = (x, y) if a.places else (y, x)
-    return one.size > 0 and not (np.isin(each, one) | (each == NONE).all(1, keepdims=True)).any(1).all()
+    return not (np.isin(each, one) | (each == NONE).all(1, keepdims=True)).any(1).all()
 
 
 def _meet(x: np.ndarray, y: np.ndarray) -> bool:
@@ -85,6 +91,18 @@ def _meet(x: np.ndarray, y: np.ndarray) -> bool:
         return np.array_equal(x, y)
     common = ((x[:, :, None] == y[:, None]) & (y[:, None] != NONE)).any((1, 2))
     return bool((common | (x == NONE).all(1) | (y == NONE).all(1)).all())
+
+
+def _hidden_rows(view: View) -> frozenset[Place]:
+    """What may hide rows of the data in a sum over rows, for good: noise hides none."""
+    rows = view.pooled.intersection(dim for row in view.rows for dim in row.dims)
+    return frozenset(tear.place(view.axes) for tear in view.torn if rows and _hides(tear, rows))
+
+
+def _hides(tear: Tear, rows: Set[Dim]) -> bool:
+    if isinstance(tear.by, Constant):
+        return tear.by.has_zeros()
+    return type(tear.by) is object or (isinstance(tear.by, Mask | Case) and not rows.isdisjoint(tear.dims))
 
 
 def _is_unmoved(view: View) -> bool:

@@ -114,7 +114,7 @@ class View:
 
     def on_rows(self, dims: Iterable[Dim]) -> View:
         """Notes that dims that join its axes tell other data apart."""
-        known = self.differing().union(*(row.dims for row in self.rows))
+        known = self._own().union(*(row.dims for row in self.rows))
         new = tuple(_row((dim,)) for dim in dims if dim.size > 1 and dim not in known)
         return self.replace(rows=(*self.rows, *new)) if new else self
 

@@ -202,6 +202,14 @@ def _unrolled(x: Any, w: Any) -> Any:
     return jnp.stack([row @ w for row in x])
 
 
+def _halves(y: Any) -> Any:
+    return y[:2] + y[2:]
+
+
+def _over_rows(y: Any) -> Any:
+    return lax.scan(lambda c, a: (c + a, None), jnp.zeros_like(y[0]), y)[0]
+
+
 def _over_outputs(y: Any) -> Any:
     return lax.scan(lambda c, a: (c + a, None), jnp.zeros(len(y)), y.T)[0]
 
@@ -1002,6 +1010,44 @@ CASES = [
             "of rows that constants keep, or do not": lambda x, w: tanh(
                 (_EVEN * (y := x[0] @ w)[:, :2]).sum(0) + ((1 - _EVEN) * y[:, 2:]).sum(0)
             ),
+            "of rows that constants keep, or do not, in loops": lambda x, w: tanh(
+                _over_rows(_EVEN * (y := x[0] @ w)[:, :2]) + _over_rows((1 - _EVEN) * y[:, 2:])
+            ),
+            "of steps that constants keep, or do not": lambda x, w: tanh(
+                lax.scan(
+                    lambda c, a: (c + a[1] * (y := a[0] @ w)[:2] + (1 - a[1]) * y[2:], None),
+                    jnp.zeros(2),
+                    (x[0], _EVEN[:, 0]),
+                )[0]
+            ),
+            "of devices that constants keep, or do not": lambda x, w: tanh(
+                sharded(
+                    lambda x, w: (
+                        lax.psum((first := lax.axis_index("model") == 0) * (y := x[0] @ w)[:, :2], "model")
+                        + lax.psum(~first * y[:, 2:], "model")
+                    ),
+                    (P("model"), P()),
+                    P(),
+                    check_vma=False,
+                )(x, w)
+            ),
+            "of rows that data keep, or do not": lambda x, w: tanh(
+                jnp.where(x[0, :, :1] > 0, (y := x[0] @ w)[:, :2], 0).sum(0)
+                + jnp.where(x[0, :, :1] > 0, 0, y[:, 2:]).sum(0)
+            ),
+            "of steps that data keep, or do not": lambda x, w: tanh(
+                lax.scan(
+                    lambda c, a: (
+                        c + jnp.where(a[0] > 0, (y := a @ w)[:2], 0) + jnp.where(a[1] > 0, y[2:], 0),
+                        None,
+                    ),
+                    jnp.zeros(2),
+                    x[0],
+                )[0]
+            ),
+            "rows before, and the others": lambda x, w: tanh(
+                ((m := np.tri(R, R, -1)[:, :, None]) * (y := x[0] @ w)[:, :2]).sum(1) + ((1 - m) * y[:, 2:]).sum(1)
+            ),
             "of rows that constants keep, and another": lambda x, w: tanh(
                 (_EVEN * (y := x[0] @ w)[:, :2]).sum(0) + y[1, 2:]
             ),
@@ -1071,6 +1117,10 @@ CASES = [
             "one of edges": lambda x, i, w: tanh(
                 ((y := x[0] @ w)[np.array([0, 1, 1]), :2] + y[np.array([0, 1, 0]), 2:])[i[0]]
             ),
+            "sums of windows": lambda x, i, w: tanh(
+                lax.dynamic_slice_in_dim(y := x[0] @ w, i[0], 2)[:, :2].sum(0)
+                + lax.dynamic_slice_in_dim(y, i[1], 2)[:, 2:].sum(0)
+            ),
             "rows and the next ones, of which data choose one": lambda x, i, w: tanh(
                 ((y := x[0] @ w)[:-1, :2] + y[1:, 2:])[i[0]]
             ),
@@ -1118,6 +1168,22 @@ CASES = [
             ),
             "sums over rows before, of halves": lambda x, w: tanh(
                 ((m := np.tri(R)[:, :, None]) * (y := x[0] @ w)[:, :2]).sum(1) + (m * y[:, 2:]).sum(1)
+            ),
+            "of rows that data keep": lambda x, w: tanh(
+                jnp.where(keep := x[0, :, :1] > 0, (y := x[0] @ w)[:, :2], 0).sum(0)
+                + jnp.where(keep, y[:, 2:], 0).sum(0)
+            ),
+            "of steps that data keep": lambda x, w: tanh(
+                lax.scan(lambda c, a: (c + jnp.where(a[0] > 0, _halves(a @ w), 0), None), jnp.zeros(2), x[0])[0]
+            ),
+            "of rows that data keep, and a mean": lambda x, w: tanh(
+                jnp.where(x[0, :, :1] > 0, (y := x[0] @ w)[:, :2], 0).sum(0) + y[:, 2:].mean(0)
+            ),
+            "sums over earlier rows, of halves": lambda x, w: tanh(
+                ((m := np.tri(R, R, -1)[:, :, None]) * (y := x[0] @ w)[:, :2]).sum(1) + (m * y[:, 2:]).sum(1)
+            ),
+            "sums over earlier rows, and a mean": lambda x, w: tanh(
+                (np.tri(R, R, -1)[:, :, None] * (y := x[0] @ w)[:, :2]).sum(1) + y[:, 2:].mean(0)
             ),
             "of rows that constants keep": lambda x, w: tanh(
                 (_EVEN * (y := x[0] @ w)[:, :2]).sum(0) + (_EVEN * y[:, 2:]).sum(0)
