@@ -36,7 +36,7 @@ def test_no_axis_is_wrong_and_what_is_undecided_is_known(module, start):
 
 # Seeds of which each is wrong where a condition on what has met the data is left out.
 RARE_CHAINS = (132, 10401, 10608, 11008, 11340, 11543, 11731, 11944, 12838, 12872, 14989, 15966, 21302)
-RARE_CHAINS += (42065, 42570, 42591, 48695, 800001713, 900000625)
+RARE_CHAINS += (42065, 42570, 42591, 48695, 800001713, 900000625, 2500000114)
 
 
 def test_no_axis_of_a_rare_chain_is_wrong():

@@ -106,8 +106,8 @@ def _extent(view: View) -> set[int]:
 
 
 def _may_be_mixed(a: View, b: View) -> bool:
-    """Whether two views may be other outputs of other products, added up."""
-    return a.use is not b.use and not apart(a.axes, b.axes) and which(a) != which(b)
+    """Whether two views may be other outputs, added up."""
+    return not apart(a.axes, b.axes) and which(a) != which(b)
 
 
 def _hidden_alike(views: Sequence[View]) -> bool:

@@ -102,7 +102,7 @@ def _contraction(
         taken = (*contracted[k], *batch[k], *groups[k])
         free = tuple(t for t in range(len(eqn.shapes[k])) if t not in taken)
         sides.append(_Side(tuple(contracted[k]), tuple(batch[k]), tuple(groups[k]), free))
-    views, met, repeated = [], False, []
+    views, met, unmet, repeated = [], False, False, []
     is_weight = [_is_weight(ins[k], ins[1 - k]) for k in (0, 1)]
     if all(is_weight):
         ins, repeated = _activations(walk, eqn, ins, sides)
@@ -147,6 +147,7 @@ def _contraction(
                     views.append(placed.replace(bad=view.bad or BY_PARAMETER, summed=view.summed | inputs))
             elif reason := _refusal(view, sides[k]):
                 walk.refuse([view], reason)
+                unmet = unmet or (other.level <= Level.NOISE and untold(Value(value.level, (view,)), sides[k].free))
             else:
                 met, fixed = True, other.level <= Level.NOISE and walk.captured == Level.CONST
                 places = _places(placed, sides, k)
@@ -178,7 +179,7 @@ def _contraction(
             walk.close(ended, by_weight=True)
     level = max(value.level for value in ins)
     if not met:
-        return [Value(level, tuple(views))]
+        return [Value(Level.WEIGHT if unmet and not views else level, tuple(views))]
     return [Value(Level.DATA, tuple(view for view in views if view.product))]
 
 

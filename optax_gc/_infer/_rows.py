@@ -12,7 +12,7 @@ import numpy as np
 
 from optax_gc._infer._arrays import LIMIT, Axis, Dim, Dims, Named, apart, region, size_of
 from optax_gc._infer._constants import Constant
-from optax_gc._infer._masks import Case, Mask, Place, Tear
+from optax_gc._infer._masks import Place, Tear
 from optax_gc._infer._views import NONE, View, by_place, flatten, if_known
 
 _FAR = 0x5851F42D4C957F2D  # an odd number, so that what is multiplied by it in 64 bits stays different
@@ -102,7 +102,7 @@ def _hidden_rows(view: View) -> frozenset[Place]:
 def _hides(tear: Tear, rows: Set[Dim]) -> bool:
     if isinstance(tear.by, Constant):
         return tear.by.has_zeros()
-    return type(tear.by) is object or (isinstance(tear.by, Mask | Case) and not rows.isdisjoint(tear.dims))
+    return type(tear.by) is object or not rows.isdisjoint(tear.dims)
 
 
 def _is_unmoved(view: View) -> bool:

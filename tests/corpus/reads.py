@@ -232,6 +232,11 @@ def _next(y: Any) -> Any:
 
 _EVEN = (np.arange(R) % 2 == 0)[:, None].astype(np.float32)
 
+
+def _wave() -> Any:
+    return jnp.sin(jnp.arange(1, R + 1.0))[:, None]
+
+
 # Rows of one product, and what was made of them.
 _PRODUCTS = {
     "rows made one by one": lambda x, w: lax.map(lambda row: row @ w, x[0]),
@@ -1035,6 +1040,16 @@ CASES = [
                 jnp.where(x[0, :, :1] > 0, (y := x[0] @ w)[:, :2], 0).sum(0)
                 + jnp.where(x[0, :, :1] > 0, 0, y[:, 2:]).sum(0)
             ),
+            "of rows that constants keep, or do not, which nobody folds": lambda x, w: tanh(
+                ((_wave() > 0.5) * (y := x[0] @ w)[:, :2]).sum(0) + ((_wave() < 0.5) * y[:, 2:]).sum(0)
+            ),
+            "of rows for each of which data choose": lambda x, w: tanh(
+                jnp.where(x[0, :, :1] > 0, (y := x[0] @ w)[:, :2], y[:, 2:]).sum(0)
+            ),
+            "of what is not followed, of rows that data keep, or do not": lambda x, w: tanh(
+                jnp.where(keep := x[0, :, :1] > 0, (z := _pooled(x[0] @ w))[:, :2], 0).sum(0)
+                + jnp.where(keep, 0, z[:, 2:]).sum(0)
+            ),
             "of steps that data keep, or do not": lambda x, w: tanh(
                 lax.scan(
                     lambda c, a: (
@@ -1172,6 +1187,23 @@ CASES = [
             "of rows that data keep": lambda x, w: tanh(
                 jnp.where(keep := x[0, :, :1] > 0, (y := x[0] @ w)[:, :2], 0).sum(0)
                 + jnp.where(keep, y[:, 2:], 0).sum(0)
+            ),
+            "of rows with factors that nobody folds": lambda x, w: tanh(
+                (jnp.exp(_wave()) * (y := x[0] @ w)[:, :2]).sum(0) + (jnp.cos(_wave()) * y[:, 2:]).sum(0)
+            ),
+            "halves that constants hide, which nobody folds": lambda x, w: tanh(
+                (_wave() > 0.5) * (y := x[0] @ w)[:, :2] + (_wave() < 0.5) * y[:, 2:]
+            ),
+            "all rows, or none": lambda x, w: tanh(
+                jnp.where(x[0, 0, 0] > 0, (y := x[0] @ w)[:, :2], 0).sum(0)
+                + jnp.where(x[0, 0, 1] > 0, y[:, 2:], 0).sum(0)
+            ),
+            "rows, unrolled, that data keep, centred": lambda x, w: tanh(
+                (y := jnp.where(x[0, :, :1] > 0, _unrolled(x[0], w), 0)) - y.mean(1, keepdims=True)
+            ),
+            "sums over earlier rows, and over the first": lambda x, w: tanh(
+                (np.tri(R, R, -1)[:, :, None] * (y := x[0] @ w)[:, :2]).sum(1)
+                + ((np.tri(R, R, -1) * (np.arange(R) == 0))[:, :, None] * y[:, 2:]).sum(1)
             ),
             "of steps that data keep": lambda x, w: tanh(
                 lax.scan(lambda c, a: (c + jnp.where(a[0] > 0, _halves(a @ w), 0), None), jnp.zeros(2), x[0])[0]
