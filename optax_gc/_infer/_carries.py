@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
@@ -15,7 +16,7 @@ from optax_gc._infer._equation import Shape
 from optax_gc._infer._masks import Case, Mask, Tear
 from optax_gc._infer._maths import CHOSEN, HIDDEN
 from optax_gc._infer._reads import batch_of, off_axes
-from optax_gc._infer._rows import is_diagonal
+from optax_gc._infer._rows import is_diagonal, lose, pool, which
 from optax_gc._infer._uses import Mark, Param
 from optax_gc._infer._values import Level, Value
 from optax_gc._infer._views import View, same
@@ -70,10 +71,10 @@ def _lost(group: Sequence[View], shape: Shape) -> View:
     """
     view, part = group[-1], any(view.lost and view.picks for view in group)
     if not part and len({region(view.axes) for view in group}) == 1:
-        return view.lose(shape)
+        return lose(view, shape)
     if view.lost and view.picks and tuple(axis.length for axis in view.axes) == shape:
         return view
-    lost = view.lose(shape)
+    lost = lose(view, shape)
     any_entry = (Named(axis.dims, np.zeros([dim.size for dim in axis.dims], int)) for axis in lost.axes)
     return lost.replace(picks=tuple((0, at) for at in any_entry))
 
@@ -141,6 +142,9 @@ def carried(
             together = mine and any(same(view, mark) for view in group.beside)
             if together and not any(map(differing, (*group.views, *own))):
                 more, later = ([view for view in views if view.of is group.of] for views in (start, own))
+                if any(itertools.starmap(_are_apart, itertools.product(group.views, later))):
+                    walk.refuse([*group.views, *later], POOLED)
+                    continue
                 if any(view.lost for view in (*more, *later)):
                     walk.refuse([*more, *later], UNFINISHED)
                     continue
@@ -177,6 +181,30 @@ def carried(
     else:
         return (*start, *(_over_steps(view, step, outside) for view in own), *outer)
     return tuple(outer)
+
+
+def read_a_step_later(walk: Walk, start: Sequence[View], mark: View, results: Sequence[View], step: Dim | None) -> None:
+    """What a loop carries to its next step, and no further, is read there together with what it is added to."""
+    if any(view.of is mark.of for view in results):
+        return
+    elsewhere = any(isinstance(view.of, Mark) for view in results)
+    for group in list(walk.groups):
+        beside = [view for view in group.beside if view.of is mark.of]
+        later = [view for view in (*start, *results) if view.of is group.of]
+        if not beside or not (later or elsewhere):
+            continue
+        apart = any(itertools.starmap(_are_apart, itertools.product(group.views, later)))
+        followed = all(same(view, mark) for view in beside) and not any(view.lost for view in later)
+        differing = any(differs(view, step) for view in (*group.views, *later))
+        if elsewhere or apart or differing or not followed:
+            walk.refuse([*group.views, *later], MOVES)
+        else:
+            walk.groups.append(Group(group.of, [*group.views, *later]))
+
+
+def _are_apart(a: View, b: View) -> bool:
+    """Whether two views are other outputs of one product, of other steps."""
+    return a.use is b.use and which(a) != which(b)
 
 
 def _last(walk: Walk, views: Sequence[View], mark: View, step: Dim | None) -> list[View]:
@@ -228,7 +256,7 @@ def _over_steps(view: View, step: Dim | None, outside: Sequence[Value]) -> View:
 def over(view: View, steps: Sequence[Dim], outside: Sequence[Value]) -> View:
     """Notes that what there is at steps of a loop, or on devices, is added up: it is of other data at each."""
     differing = {tear: [step for step in steps if varies(tear, step, outside)] for tear in view.torn}
-    return view.tears(lambda tear: tear.along(differing[tear])).on_rows(steps).pool(set(steps))
+    return pool(view.tears(lambda tear: tear.along(differing[tear])).on_rows(steps), set(steps))
 
 
 def _of_any_case(view: View) -> View:

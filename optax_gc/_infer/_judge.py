@@ -16,7 +16,7 @@ from optax_gc._infer._arrays import Dim, Dims, UnfollowedError, apart, in_order,
 from optax_gc._infer._constants import Constant
 from optax_gc._infer._masks import Case, Mask, Tear
 from optax_gc._infer._maths import CHOSEN, HIDDEN
-from optax_gc._infer._rows import are_of_other_data, disjoint, which
+from optax_gc._infer._rows import are_of_other_data, disjoint, may_be_mixed, mixtures, pooled_outputs, which
 from optax_gc._infer._uses import Param
 from optax_gc._infer._views import View, by_place
 from optax_gc._infer._walk import ELEMENT, POOLED
@@ -68,7 +68,7 @@ def judge(views: Sequence[View], param: Param) -> Verdict | None:
         # Which of them are there does not matter where each has the inputs of all, or the rest of the same axes.
         each = [_judged([view], param) for view in views]
         alike = all(one and one.axes and one.axes.in_axes == verdict.axes.in_axes for one in each)
-        alike = alike and not any(itertools.starmap(_may_be_mixed, itertools.combinations(views, 2)))
+        alike = alike and not any(itertools.starmap(may_be_mixed, itertools.combinations(views, 2)))
         inputs = {a for a in verdict.axes.in_axes if param.shape[a] > 1}
         beside = any(not view.torn and _extent(view) == inputs for view in views)
         beside = beside and all(_extent(view) <= inputs for view in views)
@@ -103,11 +103,6 @@ def _extent(view: View) -> set[int]:
     """The stored axes that units sum over, be it in part."""
     box = _box(view) or ()
     return {a for a, role in enumerate(box) if isinstance(role, _Set) and len(role.positions) > 1}
-
-
-def _may_be_mixed(a: View, b: View) -> bool:
-    """Whether two views may be other outputs, added up."""
-    return not apart(a.axes, b.axes) and which(a) != which(b)
 
 
 def _hidden_alike(views: Sequence[View]) -> bool:
@@ -198,7 +193,7 @@ class _Judge:
             return _agreed(map(self.verdict, where), DIFFERENT)
         if len(views) > 1 and any(view.picks for view in views):
             return Verdict(None, CHOSEN)
-        if any(len(_classes(views, outputs)) > 1 for outputs in (_mixtures, _pooled_outputs)):
+        if any(len(_classes(views, outputs)) > 1 for outputs in (mixtures, pooled_outputs)):
             return Verdict(None, POOLED)
         return self._roles(views, self._inputs(views))
 
@@ -258,16 +253,6 @@ def _entry(view: View) -> Hashable:
 def _outputs(view: View) -> Hashable:
     """Where the units are, and which outputs of the parameter."""
     return region(view.axes), which(view), tuple(mask.key() for mask in view.masks if mask.dims)
-
-
-def _mixtures(view: View) -> Hashable:
-    """Which mixtures of outputs its units are."""
-    return tuple(mixture.key() for mixture in view.mixed)
-
-
-def _pooled_outputs(view: View) -> Hashable:
-    """Which of the outputs that were added up are there."""
-    return frozenset(mask.data.tobytes() for mask in view.masks if not view.pooled.isdisjoint(mask.dims))
 
 
 def _batches(views: Iterable[View]) -> set[Hashable]:

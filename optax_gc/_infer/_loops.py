@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_gc._infer._arrays import Axis, Dim, blank
-from optax_gc._infer._carries import carried, come_back, differs, unread, without
+from optax_gc._infer._carries import carried, come_back, differs, read_a_step_later, unread, without
 from optax_gc._infer._choices import choice, one_of, where_chosen
 from optax_gc._infer._constants import ON_NUMBERS, Constant, fold, step_of
 from optax_gc._infer._equation import Equation, dtype_of, open_jaxpr, shape_of
@@ -269,6 +269,7 @@ def _loop(
             outs.append(Value(levels[i], result.views, hidden=result.hidden))
         else:
             seen = mark.of in leaks, leaks.get(mark.of, False), mark.of in added
+            read_a_step_later(walk, value.views, mark, result.views, step)
             views = carried(walk, value.views, mark, kept[i], [*consts, *carry, *scanned], step, *seen)
             told = holds[i]._replace(masks=holds[i].masks_after("returned")) if anew[i] else holds[i]
             outs.append(Value(Level.DATA, views, told=told, fixed=fixed[i]))

@@ -16,7 +16,7 @@ from optax_gc._infer._equation import Equation, Shape
 from optax_gc._infer._layout import aligned
 from optax_gc._infer._masks import Tear
 from optax_gc._infer._names import ELEMENTWISE, NONLINEAR, REDUCTIONS, SAME, short
-from optax_gc._infer._rows import is_diagonal
+from optax_gc._infer._rows import is_diagonal, pool
 from optax_gc._infer._units import has_examples
 from optax_gc._infer._uses import Mark, Param, Use
 from optax_gc._infer._values import GONE, Level, Value, has_met_data, joined, level_behind, level_of, once_each
@@ -113,6 +113,8 @@ def mul(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
                 walk.read_by_data(value.views, [t for t in range(len(shape)) if along and t not in along])
             else:
                 walk.close(value.views, by_weight=True)
+        elif value.level == Level.SCALED and other.views and _is_sum(value):
+            walk.close(value.views, by_weight=True)
         elif has_met_data(other):
             views += _scaled(walk, eqn, value, other, shape, other_shape)
         else:
@@ -150,7 +152,7 @@ def _scaled(
     walk: Walk, eqn: Equation, value: Value, other: Value, shape: tuple[int, ...], factor: tuple[int, ...]
 ) -> list[View]:
     """Notes along which dims a factor of data varies. A sum of shifted products is read before the next factor."""
-    if _several(value) and has_examples(value) and not all(map(_is_part, value.views)):
+    if _is_sum(value):
         walk.close(value.views)
         return []
     if other.unmet:
@@ -166,6 +168,11 @@ def _scaled(
     # A factor that is zero but for one position looks up.
     hot = other.facts.hot
     return [view.replace(bent=view.bent or not hot.isdisjoint({*view.spans(), GONE})) for view in views]
+
+
+def _is_sum(value: Value) -> bool:
+    """Whether it is a sum of shifted products."""
+    return _several(value) and has_examples(value) and not all(map(_is_part, value.views))
 
 
 def _varies_along(factor: Value, shape: tuple[int, ...]) -> list[int]:
@@ -283,7 +290,7 @@ def summed_up(walk: Walk, view: View, rest: View, gone: set[Dim]) -> Iterator[Vi
 
 def _sum_of_copies(view: View, gone: set[Dim]) -> View:
     """What are copies along some dims is there, in their sum, where one of them is."""
-    view = view.pool(gone)
+    view = pool(view, gone)
     copies = in_order(gone.difference(*(coord.dims for coord in view.coords)))
     masks, holes = any_of(view.masks, copies), any_of((*view.masks, *view.holes), copies)
     known = {mask.key() for mask in masks}

@@ -5,16 +5,18 @@ from __future__ import annotations
 import itertools
 import operator
 import zlib
-from collections.abc import Hashable, Mapping, Sequence, Set
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from typing import NamedTuple
 
 import numpy as np
 
-from optax_gc._infer._arrays import LIMIT, Axis, Dim, Dims, Named, apart, region, size_of
+from optax_gc._infer._arrays import LIMIT, Axis, Dim, Dims, Named, UnfollowedError, apart, blank, region, size_of
 from optax_gc._infer._constants import Constant
+from optax_gc._infer._equation import Shape
 from optax_gc._infer._masks import Place, Tear
-from optax_gc._infer._views import NONE, View, by_place, flatten, if_known
+from optax_gc._infer._views import View, by_place, flatten, if_known, row_of
 
+NONE = np.iinfo(int).min  # the position of a row of the data that is not there
 _FAR = 0x5851F42D4C957F2D  # an odd number, so that what is multiplied by it in 64 bits stays different
 
 
@@ -40,15 +42,17 @@ def are_of_other_data(views: Sequence[View]) -> bool:
     sides = [
         (*row, by) if views[0].lost else ((row, by), out) for row, by, out in zip(rows, hidden, outputs, strict=True)
     ]
-    if len({view.lost for view in views}) == 1 and sum(len({*side}) > 1 for side in zip(*sides, strict=False)) < 2:
+    alike = len({(view.lost, view.began) for view in views}) == 1
+    if alike and sum(len({*side}) > 1 for side in zip(*sides, strict=False)) < 2:
         return False
     for (a, x, p, s), (b, y, q, t) in itertools.combinations(zip(placed, rows, outputs, hidden, strict=True), 2):
         apart_by = bool(s and t) and s != t
         moved = any(map(_differ, x, y)) or apart_by
         if a.lost != b.lost:
-            other = not (_is_unmoved(a) and _is_unmoved(b))
+            other = not (_is_whole(a) and _is_whole(b))
         else:
             other = moved and (apart_by + sum(map(operator.ne, x, y)) > 1 if a.lost else p != q)
+            other = other or a.began != b.began
         if other and not (apart(a.axes, b.axes) or disjoint(a, b)):
             return True
     return False
@@ -105,11 +109,68 @@ def _hides(tear: Tear, rows: Set[Dim]) -> bool:
     return type(tear.by) is object or not rows.isdisjoint(tear.dims)
 
 
-def _is_unmoved(view: View) -> bool:
+def _is_whole(view: View) -> bool:
     """Whether all that there is of it lies where it began."""
-    arrays = (*view.rows, *(view.coords[a] for a in (view.use.outputs if view.use and not view.lost else ())))
+    return view.began is None and _are_unmoved(view, (*view.rows, *_which_outputs(view)))
+
+
+def _are_unmoved(view: View, positions: Sequence[Named]) -> bool:
     visible = view.visible()
-    return all(at.dims and visible.issuperset(at.dims) and (np.diff(at.data, prepend=-1) == 1).all() for at in arrays)
+    return all(
+        at.dims and visible.issuperset(at.dims) and (np.diff(at.data, prepend=-1) == 1).all() for at in positions
+    )
+
+
+def _which_outputs(view: View) -> tuple[Named, ...]:
+    return tuple(view.coords[a] for a in view.use.outputs) if view.use and not view.lost else ()
+
+
+def lose(view: View, shape: Shape) -> View:
+    """What goes on of a product that is not followed any more: it is a sum, of nobody knows what.
+
+    Nobody knows which of its axes are those of the data, and which those of outputs, so it may be any.
+    """
+    axes = tuple(map(blank, shape))
+    rows = tuple(row_of(axis.dims) for axis in axes if axis.inner > 1)
+    # Where one of its axes was both, any may be.
+    rows *= 1 + is_of_both(view)
+    # Of what was lost before, any axis may be that of outputs.
+    outputs = view.rows if view.lost else _which_outputs(view)
+    parts = *outputs, *(at for _, at in view.picks)
+    unmoved = not view.picks and _are_unmoved(view, outputs)
+    began = view.began if unmoved else (view.began, *(at.data.tobytes() for at in parts))
+    return View(view.of, axes, (), rows=rows, use=view.use, product=True, stopped=view.stopped, lost=True, began=began)
+
+
+def is_of_both(view: View) -> bool:
+    """Whether one of its axes, or what is on none, runs over data and over outputs."""
+    off = {dim for row in view.rows for dim in row.dims} - view.visible() - view.pooled
+    return any(are_both(view, dims) for dims in (*((dim,) for dim in off), *(axis.dims for axis in view.axes)))
+
+
+def are_both(view: View, dims: Iterable[Dim]) -> bool:
+    """Whether dims run over data and over outputs."""
+    big = {dim for dim in dims if dim.size > 1}
+    rows = sum(not big.isdisjoint(row.dims) for row in view.rows)
+    if view.lost or not view.use:
+        return rows > 1
+    return rows > 0 and any(not big.isdisjoint(view.coords[a].dims) for a in view.use.outputs)
+
+
+def pool(view: View, dims: Set[Dim]) -> View:
+    """Notes that what lies along some dims is added up, of the data only where nothing hides it."""
+
+    def there(row: Named) -> Named:
+        along = dims & set(row.dims)
+        hiding = [mask for mask in (*view.masks, *view.holes) if not along.isdisjoint(mask.dims)]
+        for mask in hiding:
+            every = tuple(dict.fromkeys((*row.dims, *mask.dims)))
+            if size_of(every) > LIMIT:
+                raise UnfollowedError("mixes its axes")
+            row = Named(every, np.where(mask.over(every), row.over(every), NONE))
+        return row
+
+    return view.replace(pooled=view.pooled | dims, rows=tuple(if_known(there, row) for row in view.rows))
 
 
 def _outputs(view: View, placed: View) -> Hashable:
@@ -126,7 +187,7 @@ def _outputs(view: View, placed: View) -> Hashable:
 def are_mixed(view: View) -> bool:
     """Whether outputs lie along an axis of the data, or a step of a loop, so that some are of other data."""
     off = {dim for row in view.rows for dim in row.dims} - view.visible() - view.pooled
-    return view.is_of_both() or any(is_diagonal(view, dims) for dims in (off, *(set(axis.dims) for axis in view.axes)))
+    return is_of_both(view) or any(is_diagonal(view, dims) for dims in (off, *(set(axis.dims) for axis in view.axes)))
 
 
 def chosen_rows(view: View, axes: Sequence[Axis], number: Named, window: Dims = ()) -> View:
@@ -185,3 +246,18 @@ def is_diagonal(view: View, gone: set[Dim]) -> bool:
         return any(len(mask) > 1 for mask in masks) or any(a & b for a, b in itertools.combinations(rows, 2))
     outputs = {dim for coord in view.coords for dim in coord.dims if dim in gone}
     return any(outputs & row for row in rows) or any(outputs & mask and mask - outputs for mask in masks)
+
+
+def may_be_mixed(a: View, b: View) -> bool:
+    """Whether two views may be other outputs, added up."""
+    return not apart(a.axes, b.axes) and which(a) != which(b)
+
+
+def mixtures(view: View) -> Hashable:
+    """Which mixtures of outputs its units are."""
+    return tuple(mixture.key() for mixture in view.mixed)
+
+
+def pooled_outputs(view: View) -> Hashable:
+    """Which of the outputs that were added up are there."""
+    return frozenset(mask.data.tobytes() for mask in view.masks if not view.pooled.isdisjoint(mask.dims))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Hashable, Iterable, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,6 @@ import numpy as np
 from optax_gc._infer._arrays import LIMIT, Axis, Dim, Dims, Named, UnfollowedError, blank, renamed, size_of
 from optax_gc._infer._masks import Place, Tear
 from optax_gc._infer._uses import Mark, Param, Use
-
-NONE = np.iinfo(int).min  # the position of a row of the data that is not there
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,6 +43,7 @@ class View:
     bad: str = ""  # why no axes can be read off, whatever follows
     stopped: bool = False  # no gradient passes
     lost: bool = False  # went on through an operation that is not followed, and has no coordinates any more
+    began: Hashable = None  # what there was of its product then, where that was not all of it
     imaginary: bool = False
 
     def replace(self, **changes: Any) -> View:
@@ -54,30 +53,6 @@ class View:
         view.__dict__.pop("_varying", None)
         view.__dict__.update(changes)
         return view
-
-    def lose(self, shape: tuple[int, ...]) -> View:
-        """What goes on of a product that is not followed any more: it is a sum, of nobody knows what.
-
-        Nobody knows which of its axes are those of the data, and which those of outputs, so it may be any.
-        """
-        axes = tuple(map(blank, shape))
-        rows = tuple(_row(axis.dims) for axis in axes if axis.inner > 1)
-        # Where one of its axes was both, any may be.
-        rows *= 1 + self.is_of_both()
-        return View(self.of, axes, (), rows=rows, use=self.use, product=True, stopped=self.stopped, lost=True)
-
-    def is_of_both(self) -> bool:
-        """Whether one of its axes, or what is on none, runs over data and over outputs."""
-        off = {dim for row in self.rows for dim in row.dims} - self.visible() - self.pooled
-        return any(map(self.are_both, (*((dim,) for dim in off), *(axis.dims for axis in self.axes))))
-
-    def are_both(self, dims: Iterable[Dim]) -> bool:
-        """Whether dims run over data and over outputs."""
-        big = {dim for dim in dims if dim.size > 1}
-        rows = sum(not big.isdisjoint(row.dims) for row in self.rows)
-        if self.lost or not self.use:
-            return rows > 1
-        return rows > 0 and any(not big.isdisjoint(self.coords[a].dims) for a in self.use.outputs)
 
     def tear(self) -> View:
         """Notes that something may hide it that is like nothing before it."""
@@ -115,7 +90,7 @@ class View:
     def on_rows(self, dims: Iterable[Dim]) -> View:
         """Notes that dims that join its axes tell other data apart."""
         known = self._own().union(*(row.dims for row in self.rows))
-        new = tuple(_row((dim,)) for dim in dims if dim.size > 1 and dim not in known)
+        new = tuple(row_of((dim,)) for dim in dims if dim.size > 1 and dim not in known)
         return self.replace(rows=(*self.rows, *new)) if new else self
 
     def is_pooled(self) -> bool:
@@ -173,21 +148,6 @@ class View:
             return view
         return view.replace(masks=(*view.masks, Named(new, np.asarray(valid))))
 
-    def pool(self, dims: Set[Dim]) -> View:
-        """Notes that what lies along some dims is added up, of the data only where nothing hides it."""
-
-        def there(row: Named) -> Named:
-            along = dims & set(row.dims)
-            hiding = [mask for mask in (*self.masks, *self.holes) if not along.isdisjoint(mask.dims)]
-            for mask in hiding:
-                every = tuple(dict.fromkeys((*row.dims, *mask.dims)))
-                if size_of(every) > LIMIT:
-                    raise UnfollowedError("mixes its axes")
-                row = Named(every, np.where(mask.over(every), row.over(every), NONE))
-            return row
-
-        return self.replace(pooled=self.pooled | dims, rows=tuple(if_known(there, row) for row in self.rows))
-
     def drop_dims(self, dims: Iterable[Dim]) -> View:
         """Takes the first position of dims that leave their axis."""
         view = self
@@ -196,7 +156,7 @@ class View:
         return view
 
 
-def _row(dims: Dims) -> Named:
+def row_of(dims: Dims) -> Named:
     """The positions along an axis of the data; too many are none."""
     size = size_of(dims)
     return Named(dims, np.arange(size) if size <= LIMIT else np.broadcast_to(0, size))

@@ -28,6 +28,7 @@ from optax_gc._infer._equation import (
 from optax_gc._infer._names import ALWAYS, CONTRACTIONS
 from optax_gc._infer._reads import Reads, is_whole, may_be_added, may_mix_entries, may_mix_outputs
 from optax_gc._infer._results import completed, without_views
+from optax_gc._infer._rows import lose
 from optax_gc._infer._uses import Mark, Param, Tier, Use
 from optax_gc._infer._values import Level, Value, facts_of, level_behind, level_of
 from optax_gc._infer._views import View
@@ -290,7 +291,7 @@ class Walk:
             self.refuse([view for view in group if view.bad], "")
             self._judged(of, [view for view in group if not view.bad])
         one_each = {(view.use, view.stopped): view for view in group}.values()
-        return [view.lose(out) for view in one_each]
+        return [lose(view, out) for view in one_each]
 
     def _read(self, view: View, perhaps: bool = False) -> None:
         if not (self.aside or view.stopped):
@@ -318,7 +319,7 @@ def unknown(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
         walk.end(products, eqn, ())
         return [Value(level)] * len(eqn.outs)
     on = walk.end(products, eqn, eqn.out)
-    shaped = [[view.lose(shape) for view in on] for shape in eqn.outs]
+    shaped = [[lose(view, shape) for view in on] for shape in eqn.outs]
     return [Value(level, tuple(views)) for views in shaped]
 
 
