@@ -24,7 +24,10 @@ def conv_general_dilated(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Seq
     products = [view for view in data.views if view.product]
     views: list[View] = []
     if kernel.level == Level.CONST:
-        views += walk.end(products, eqn, eqn.out)
+        # A filter for each channel mixes none.
+        shape = eqn.shapes[1]
+        across = [t for t, k in zip(numbers.lhs_spec[1:], inputs, strict=True) if shape[k] > 1]
+        views += walk.end(products, eqn, eqn.out, across)
     else:
         walk.close(products, by_weight=True)
     walk.refuse([view for view in data.views if not view.product], "input of conv")

@@ -12,7 +12,7 @@ from optax_gc._infer._arrays import Axis, Dim, Named, blank
 from optax_gc._infer._constants import Constant
 from optax_gc._infer._equation import Equation, Shape
 from optax_gc._infer._maths import mul
-from optax_gc._infer._rows import chosen_rows, is_diagonal
+from optax_gc._infer._rows import are_both, chosen_rows, is_diagonal
 from optax_gc._infer._source import one_call
 from optax_gc._infer._units import has_examples, unit_steps, units_of, untold
 from optax_gc._infer._uses import Param, Tier, Use
@@ -172,7 +172,7 @@ def _contraction(
                 )
         walk.close(acting, ACTS_AS_DATA)
         if other.level == Level.CONST:
-            views += walk.end(ended, eqn, eqn.out)
+            views += walk.end(ended, eqn, eqn.out, sides[k].contracted)
         elif _are_data(other, sides[1 - k]):
             walk.read_by_data(ended, sides[k].free)
         else:
@@ -261,6 +261,7 @@ def _mixes_outputs(walk: Walk, view: View, side: _Side) -> bool:
     """Whether only outputs of a product are summed, and no parts side by side: its units stay what they are."""
     gone = view.on(side.contracted) & view.varying()
     parts = view.masks or view.holes or any(view.axes[t].padded for t in side.contracted) or is_diagonal(view, gone)
+    parts = parts or are_both(view, view.on(side.contracted))
     known = isinstance(view.of, Param) and not view.lost and not walk.is_settled(view)
     return known and not parts and gone.isdisjoint(view.shared.union(*(at.dims for _, at in view.picks)))
 

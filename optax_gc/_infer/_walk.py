@@ -28,7 +28,7 @@ from optax_gc._infer._equation import (
 from optax_gc._infer._names import ALWAYS, CONTRACTIONS
 from optax_gc._infer._reads import Reads, is_whole, may_be_added, may_mix_entries, may_mix_outputs
 from optax_gc._infer._results import completed, without_views
-from optax_gc._infer._rows import lose
+from optax_gc._infer._rows import are_both, lose
 from optax_gc._infer._uses import Mark, Param, Tier, Use
 from optax_gc._infer._values import Level, Value, facts_of, level_behind, level_of
 from optax_gc._infer._views import View
@@ -264,12 +264,18 @@ class Walk:
             trail = self.trail or (view.use.trail if view.use else ())
             self.remarks.append(Remark(view.of, tier, reason, trail))
 
-    def end(self, views: Sequence[View], eqn: Equation, out: Shape) -> list[View]:
+    def end(self, views: Sequence[View], eqn: Equation, out: Shape, across: Iterable[int] = ()) -> list[View]:
         """The products enter an operation that is not followed and may add them up.
 
         Batches of products, and parts of one that lie side by side, are left alone: their units may not be complete.
         Others are judged as they are. What comes out is still a sum, so it goes on without coordinates, and must not be
         added to other products of the same parameter.
+
+        Args:
+          views: the products.
+          eqn: the operation.
+          out: the shape of its result.
+          across: the axes of the products along which it adds up, each position times a number of its own.
         """
         on: list[View] = []
         together: dict[Param | Mark, list[View]] = collections.defaultdict(list)
@@ -277,7 +283,8 @@ class Walk:
             if not self.is_settled(view):
                 together[view.of].append(view)
         for of, group in together.items():
-            if isinstance(of, Param) and may_be_added(group):
+            mixed = any(are_both(view, view.on(across)) for view in group)
+            if isinstance(of, Param) and (mixed or may_be_added(group)):
                 self.refuse(group, f"a batch of products enters {eqn.name}")
                 continue
             on += self.judged_on(group, out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from optax_gc._infer._equation import Equation, Shape, applies
 from optax_gc._infer._layout import reshape
 from optax_gc._infer._maths import cheap_numbers
 from optax_gc._infer._pieces import numbers
+from optax_gc._infer._rows import are_both
 from optax_gc._infer._uses import Mark
 from optax_gc._infer._values import Level, Value, level_of
 from optax_gc._infer._views import View, drop, flatten, hole, pad
@@ -55,11 +56,13 @@ def scatter(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     operand, index, update = ins
     form = eqn["dimension_numbers"]
     at = _fixed(index, level_of(ins))
-    if at is None or applies(eqn.eqn):
-        return unknown(walk, eqn, ins)
     inserted = frozenset((*form.inserted_window_dims, *form.operand_batching_dims))
     own = tuple(form.update_window_dims)
     kept = [t for t in range(len(eqn.out)) if t not in inserted]
+    whole = [o for o, t in zip(own, kept, strict=True) if eqn.shapes[2][o] == eqn.out[t]]
+    rest = [o for o in range(len(eqn.shapes[2])) if o not in whole]
+    if at is None or applies(eqn.eqn):
+        return unknown(walk, eqn, [operand, index, _overlapping(walk, eqn, update, rest, index)])
     widths = np.ones(len(eqn.out), int)
     widths[kept] = [eqn.shapes[2][o] for o in own]
     grid = np.indices(at.shape[:-1])
@@ -69,7 +72,21 @@ def scatter(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
         first[..., t] = grid[axis]
     windows = _Windows(first.reshape(math.prod(at.shape[:-1]), len(eqn.out)), widths, inserted, own)
     written = _written(walk, eqn, operand, update, windows, over=eqn.name == "scatter")
-    return written or unknown(walk, eqn, ins)
+    return written or unknown(walk, eqn, [operand, index, _overlapping(walk, eqn, update, rest, index)])
+
+
+def _overlapping(walk: Walk, eqn: Equation, update: Value, axes: Sequence[int], index: Value) -> Value:
+    """Where other rows, or other steps, may be added to other outputs, the products are left alone."""
+    if eqn.name == "scatter":
+        return update
+    on = [view for view in update.views if view.product and _may_overlap(view, view.on(axes), index)]
+    walk.refuse(on, f"a batch of products enters {eqn.name}")
+    return Value(update.level, tuple(view for view in update.views if view not in on))
+
+
+def _may_overlap(view: View, dims: Set[Dim], index: Value) -> bool:
+    outputs = view.varying().union(*(row.dims for row in view.rows if view.lost))
+    return are_both(view, dims) or (bool(index.steps) and not dims.isdisjoint(outputs))
 
 
 def _fixed(index: Value, level: Level) -> np.ndarray | None:

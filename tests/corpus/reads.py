@@ -230,6 +230,23 @@ def _next(y: Any) -> Any:
     return tanh(y[:-1, :2] + y[1:, 2:])
 
 
+# What adds up rows and is not followed.
+_AMONG_ROWS = {
+    "a running sum": lambda y: jnp.cumsum(y, 0),
+    "a pool": lambda y: lax.reduce_window(y, 0.0, lax.add, (2, 1), (1, 1), "SAME"),
+    "an FFT": lambda y: jnp.fft.ifft(jnp.fft.fft(y, axis=0), axis=0).real,
+    "rows where the data say": lambda y: jnp.zeros_like(y).at[jnp.argsort(y[:, 0])].set(y),
+    "rows that are sorted": lambda y: lax.sort((jnp.broadcast_to(y[:, :1], y.shape), y), dimension=0)[1],
+}
+_AT = 2 * np.arange(R)[:, None] + np.arange(OUT)
+# Rows are frames that overlap, and are added up.
+_FRAMES = {
+    "at their places": lambda y: jnp.zeros(2 * R + OUT - 2).at[_AT].add(y),
+    "by a convolution": lambda y: lax.conv_transpose(y[None], jnp.eye(OUT)[:, :, None], (2,), "VALID"),
+    "by a constant": lambda y: jnp.einsum("ro,rol->l", y, np.eye(2 * R + OUT - 2, dtype=np.float32)[_AT]),
+    "by what transposes a choice": lambda y: jax.linear_transpose(lambda s: s[_AT], jnp.zeros(2 * R + OUT - 2))(y)[0],
+}
+
 _EVEN = (np.arange(R) % 2 == 0)[:, None].astype(np.float32)
 
 
@@ -1072,6 +1089,28 @@ CASES = [
             "all pairs of two rows, mixed by constants": lambda x, w: tanh(
                 (y := x[0] @ w @ np.eye(OUT)[::-1])[0, :, None] + y[1]
             ),
+            **{
+                f"half, and {name} of the other": lambda x, w, of=of: tanh((y := x[0] @ w)[:, :2] + of(y[:, 2:]))
+                for name, of in _AMONG_ROWS.items()
+            },
+            "what is not followed of each half": lambda x, w: tanh(
+                jnp.cumsum((y := x[0] @ w)[:, :2], 0) + jnp.cumsum(y[:, 2:], 0)[::-1]
+            ),
+            **{f"frames, {name}": lambda x, w, add=add: tanh(add(x[0] @ w)) for name, add in _FRAMES.items()},
+            "frames, in a loop": lambda x, w: tanh(
+                lax.fori_loop(
+                    0, R, lambda t, o: o.at[2 * t + jnp.arange(OUT)].add(x[0, t] @ w), jnp.zeros(2 * R + OUT - 2)
+                )
+            ),
+            "half of the step before": lambda x, w: lax.scan(
+                lambda c, a: ((y := a @ w)[2:], tanh(y[:2] + c)), jnp.zeros(2), x[0]
+            )[1],
+            "half of the step before, carried as a whole": lambda x, w: lax.scan(
+                lambda c, a: (y := a @ w, tanh(y[:2] + c[2:])), jnp.zeros(OUT), x[0]
+            )[1],
+            "half of the steps before": lambda x, w: lax.scan(
+                lambda c, a: (0.5 * c + (y := a @ w)[2:], tanh(y[:2] + c)), jnp.zeros(2), x[0]
+            )[1],
             "the first row": lambda x, w: tanh((y := x[0] @ w)[:1, :2] + y[:, 2:]),
             "two rows": lambda x, w: tanh((y := x[0] @ w)[0, :2] + y[1, 2:]),
             "backwards": lambda x, w: tanh((y := x[0] @ w)[::-1, :2] + y[:, 2:]),
@@ -1220,6 +1259,31 @@ CASES = [
             "of rows that constants keep": lambda x, w: tanh(
                 (_EVEN * (y := x[0] @ w)[:, :2]).sum(0) + (_EVEN * y[:, 2:]).sum(0)
             ),
+            **{
+                f"itself, and {name} of it": lambda x, w, of=of: tanh((y := x[0] @ w) + of(y))
+                for name, of in _AMONG_ROWS.items()
+            },
+            **{
+                f"half, and {name} of it": lambda x, w, of=of: tanh((y := x[0] @ w)[:, :2] + of(y[:, :2]))
+                for name, of in _AMONG_ROWS.items()
+            },
+            **{
+                f"half, beside {name} of the other": lambda x, w, of=of: tanh(
+                    jnp.concatenate([(y := x[0] @ w)[:, :2], of(y[:, 2:])], 1)
+                )
+                for name, of in _AMONG_ROWS.items()
+            },
+            "the step before": lambda x, w: lax.scan(lambda c, a: (y := a @ w, tanh(y + c)), jnp.zeros(OUT), x[0])[1],
+            "a filter for each channel": lambda x, w: tanh(
+                lax.conv_general_dilated(
+                    x @ w,
+                    jnp.ones((2, 1, OUT)),
+                    (1,),
+                    "SAME",
+                    dimension_numbers=("NWC", "WIO", "NWC"),
+                    feature_group_count=OUT,
+                )
+            ),
             "a mean over some": lambda x, w: tanh((y := x[0] @ w)[1:, :2].mean(0) + y[1:, 2:]),
             **{f"of {name}": lambda x, w, y=y: tanh((z := y(x, w))[:, :2] + z[:, 2:]) for name, y in _PRODUCTS.items()},
         },
@@ -1309,6 +1373,33 @@ CASES = [
         lambda x, w: tanh((jnp.stack([x[k] @ w[k] for k in range(3)]) @ np.eye(OUT)[::-1]).sum(0)),
         x_(3, R, IN),
         w=w("i3 i5 o4"),
+    ),
+    *spelled(
+        "a product is carried to the next step, and read there with another",
+        {
+            "scan": lambda x, w: lax.scan(lambda c, a: (a @ w[1], tanh(a @ w[0] + c)), _ZERO, x)[1],
+            "of what is read": lambda x, w: lax.scan(
+                lambda c, a: ((h := tanh(a @ w[0] + c)) @ jnp.pad(w[1], ((0, 0), (0, 0)))[:OUT], h), _ZERO, x
+            )[1],
+            "fori_loop": lambda x, w: lax.fori_loop(
+                0,
+                3,
+                lambda t, c: (x[t] @ w[1], c[1].at[t].set(tanh(x[t] @ w[0] + c[0]))),
+                (_ZERO, jnp.zeros((3, R, OUT))),
+            )[1],
+            "two steps": lambda x, w: lax.scan(
+                lambda c, a: ((c[1], a @ w[1]), tanh(a @ w[0] + c[0])), (_ZERO, _ZERO), x
+            )[1],
+            "where the data say": lambda x, w: lax.scan(
+                lambda c, a: (a @ w[1], tanh(a @ w[0] + jnp.where(a[0, 0] > 0, c, 0))), _ZERO, x
+            )[1],
+            "from a product on": lambda x, w: lax.scan(lambda c, a: (a @ w[1], tanh(a @ w[0] + c)), x[0] @ w[1], x)[1],
+            "of one einsum": lambda x, w: lax.scan(
+                lambda c, a: ((y := jnp.einsum("ri,kio->kro", a, w))[1], tanh(y[0] + c)), _ZERO, x
+            )[1],
+        },
+        x_(3, R, IN),
+        w=alone("2 5 4"),
     ),
     *spelled(
         "outputs of products with other rows, added up",
