@@ -15,7 +15,7 @@ from optax_gc._infer._layout import reshape
 from optax_gc._infer._maths import cheap_numbers
 from optax_gc._infer._pieces import numbers
 from optax_gc._infer._rows import are_both
-from optax_gc._infer._uses import Mark
+from optax_gc._infer._uses import Mark, Param
 from optax_gc._infer._values import Level, Value, level_of
 from optax_gc._infer._views import View, drop, flatten, hole, pad
 from optax_gc._infer._walk import Rule, Walk, unknown
@@ -40,9 +40,9 @@ def dynamic_update_slice(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Seq
         windows = _Windows(first, np.asarray(shape, int), frozenset(), tuple(range(len(shape))))
         if written := _written(walk, eqn, operand, update, windows, over=True):
             return written
-    if operand.views or any(not v.product or isinstance(v.of, Mark) for v in update.views):
-        return unknown(walk, eqn, ins)
     short = [t for t, size in enumerate(shape) if size < eqn.out[t]]
+    if operand.views or any(not v.product or isinstance(v.of, Mark) for v in update.views):
+        return unknown(walk, eqn, [operand, _overlapping(walk, eqn, update, short, starts), *starts])
     on = walk.end([view for view in update.views if not view.spans().isdisjoint(short)], eqn, eqn.out)
     views = [view for view in update.views if view.spans().isdisjoint(short)]
     views = [view.tears_along(short, lambda tear: tear.then(eqn)) for view in views]
@@ -62,7 +62,7 @@ def scatter(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     whole = [o for o, t in zip(own, kept, strict=True) if eqn.shapes[2][o] == eqn.out[t]]
     rest = [o for o in range(len(eqn.shapes[2])) if o not in whole]
     if at is None or applies(eqn.eqn):
-        return unknown(walk, eqn, [operand, index, _overlapping(walk, eqn, update, rest, index)])
+        return unknown(walk, eqn, [operand, index, _overlapping(walk, eqn, update, rest, [index])])
     widths = np.ones(len(eqn.out), int)
     widths[kept] = [eqn.shapes[2][o] for o in own]
     grid = np.indices(at.shape[:-1])
@@ -72,21 +72,22 @@ def scatter(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
         first[..., t] = grid[axis]
     windows = _Windows(first.reshape(math.prod(at.shape[:-1]), len(eqn.out)), widths, inserted, own)
     written = _written(walk, eqn, operand, update, windows, over=eqn.name == "scatter")
-    return written or unknown(walk, eqn, [operand, index, _overlapping(walk, eqn, update, rest, index)])
+    return written or unknown(walk, eqn, [operand, index, _overlapping(walk, eqn, update, rest, [index])])
 
 
-def _overlapping(walk: Walk, eqn: Equation, update: Value, axes: Sequence[int], index: Value) -> Value:
+def _overlapping(walk: Walk, eqn: Equation, update: Value, axes: Sequence[int], index: Sequence[Value]) -> Value:
     """Where other rows, or other steps, may be added to other outputs, the products are left alone."""
-    if eqn.name == "scatter":
+    if eqn.name != "scatter-add" and not any(isinstance(of, Mark) for of in update.sources):
         return update
-    on = [view for view in update.views if view.product and _may_overlap(view, view.on(axes), index)]
+    stepwise = any(value.steps for value in index)
+    on = [v for v in update.views if v.product and isinstance(v.of, Param) and _may_overlap(v, v.on(axes), stepwise)]
     walk.refuse(on, f"a batch of products enters {eqn.name}")
     return Value(update.level, tuple(view for view in update.views if view not in on))
 
 
-def _may_overlap(view: View, dims: Set[Dim], index: Value) -> bool:
+def _may_overlap(view: View, dims: Set[Dim], stepwise: bool) -> bool:
     outputs = view.varying().union(*(row.dims for row in view.rows if view.lost))
-    return are_both(view, dims) or (bool(index.steps) and not dims.isdisjoint(outputs))
+    return are_both(view, dims) or (stepwise and not dims.isdisjoint(outputs))
 
 
 def _fixed(index: Value, level: Level) -> np.ndarray | None:

@@ -1102,6 +1102,16 @@ CASES = [
                     0, R, lambda t, o: o.at[2 * t + jnp.arange(OUT)].add(x[0, t] @ w), jnp.zeros(2 * R + OUT - 2)
                 )
             ),
+            "frames, in a loop, each added to what is there": lambda x, w: tanh(
+                lax.fori_loop(
+                    0,
+                    R,
+                    lambda t, o: lax.dynamic_update_slice(
+                        o, lax.dynamic_slice(o, (2 * t,), (OUT,)) + x[0, t] @ w, (2 * t,)
+                    ),
+                    jnp.zeros(2 * R + OUT - 2),
+                )
+            ),
             "half of the step before": lambda x, w: lax.scan(
                 lambda c, a: ((y := a @ w)[2:], tanh(y[:2] + c)), jnp.zeros(2), x[0]
             )[1],
@@ -1273,6 +1283,9 @@ CASES = [
                 )
                 for name, of in _AMONG_ROWS.items()
             },
+            "rows, in a loop, each added to what is there": lambda x, w: tanh(
+                lax.fori_loop(0, R, lambda t, o: o.at[t].set(o[t] + x[0, t] @ w), _ZERO)
+            ),
             "the step before": lambda x, w: lax.scan(lambda c, a: (y := a @ w, tanh(y + c)), jnp.zeros(OUT), x[0])[1],
             "a filter for each channel": lambda x, w: tanh(
                 lax.conv_general_dilated(
