@@ -8,10 +8,10 @@ from optax_gc._infer._arrays import Axis
 from optax_gc._infer._constants import Constant
 from optax_gc._infer._equation import Equation
 from optax_gc._infer._masks import Case, Mask, Tear, across
-from optax_gc._infer._maths import cheap_numbers, combined, placed
+from optax_gc._infer._maths import combined, placed
 from optax_gc._infer._rows import rows_of
 from optax_gc._infer._uses import Mark, Param
-from optax_gc._infer._values import Level, Value, level_of
+from optax_gc._infer._values import Level, Value, cheap_numbers, level_of
 from optax_gc._infer._views import View, hole, same
 from optax_gc._infer._walk import Rule, Walk
 

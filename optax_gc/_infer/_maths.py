@@ -11,15 +11,25 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from optax_gc._infer._arrays import Dim, Dims, UnfollowedError, any_of, in_order
+from optax_gc._infer._arrays import Dim, any_of, in_order
 from optax_gc._infer._equation import Equation, Shape
 from optax_gc._infer._layout import aligned
 from optax_gc._infer._masks import Tear
 from optax_gc._infer._names import ELEMENTWISE, NONLINEAR, REDUCTIONS, SAME, short
 from optax_gc._infer._rows import is_diagonal, pool
-from optax_gc._infer._units import has_examples
+from optax_gc._infer._units import has_examples, is_outer
 from optax_gc._infer._uses import Mark, Param, Use
-from optax_gc._infer._values import GONE, Level, Value, has_met_data, joined, level_behind, level_of, once_each
+from optax_gc._infer._values import (
+    GONE,
+    Level,
+    Value,
+    cheap_numbers,
+    has_met_data,
+    joined,
+    level_behind,
+    level_of,
+    once_each,
+)
 from optax_gc._infer._views import View, hole, same
 from optax_gc._infer._walk import BY_PARAMETER, ELEMENT, POOLED, Rule, Walk, unknown
 
@@ -126,19 +136,10 @@ def mul(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
     walk.refuse(lesser, LESSER)
     kept = combined(walk, [view for view in views if view not in lesser])
     factors = [[view for view in views if view.of in value.sources] for value in (a, b)]
-    if not kept and level == Level.SCALED and (lesser or _is_outer(factors)):
+    if not kept and level == Level.SCALED and (lesser or is_outer(factors)):
         # Each is the other's scale: nobody knows whether one of them is an activation.
         return [Value(Level.WEIGHT)]
     return [Value(Level.SCALED if kept else level, kept)]
-
-
-def _is_outer(factors: Sequence[Sequence[View]]) -> bool:
-    """Whether each of two factors has units along an axis along which the other has none."""
-    axes = [
-        {t for view in views for t in range(len(view.axes)) if view.along({d for d in view.on([t]) if d.size > 1})}
-        for views in factors
-    ]
-    return bool(axes[0] - axes[1]) and bool(axes[1] - axes[0])
 
 
 def _stays_unmet(factors: Sequence[tuple[Value, Shape]], out: Shape) -> bool:
@@ -198,16 +199,6 @@ def _holed(
         there = loops, numbers.reshape(sizes) != 0
     by = frozenset([Tear(factor.known or factor.level)])
     return dataclasses.replace(value, views=tuple(hole(v, there, by) for v in placed(value, shape, out))), out
-
-
-def cheap_numbers(value: Value) -> tuple[Dims, np.ndarray] | None:
-    """The numbers of a constant, where they cost next to nothing."""
-    if value.known is None or not value.known.cheap:
-        return None
-    try:
-        return value.known.numbers()
-    except UnfollowedError:
-        return None
 
 
 def _turned(eqn: Equation, value: Value, other: Value) -> Value:

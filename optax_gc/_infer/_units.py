@@ -46,3 +46,12 @@ def untold(other: Value, units: Sequence[int], steps: frozenset[Dim] = frozenset
     """Whether there are units that data do not tell apart, as activations do that a weight scales for each example."""
     own = ({dim for dim in view.varying() & view.visible() if dim.size > 1} - view.scaled for view in other.views)
     return bool(steps) or (bool(units) and (any(own) or not has_examples(other)))
+
+
+def is_outer(factors: Sequence[Sequence[View]]) -> bool:
+    """Whether each of two factors has units along an axis along which the other has none."""
+    axes = [
+        {t for view in views for t in range(len(view.axes)) if view.along({d for d in view.on([t]) if d.size > 1})}
+        for views in factors
+    ]
+    return bool(axes[0] - axes[1]) and bool(axes[1] - axes[0])

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from optax_gc._infer._arrays import LIMIT, Axis, Dim, UnfollowedError, region
+from optax_gc._infer._arrays import LIMIT, Axis, Dim, Dims, UnfollowedError, region
 from optax_gc._infer._constants import KINDS, Constant, numbers_of
 from optax_gc._infer._masks import TURNED, Hiding, Mask, Tear
 from optax_gc._infer._rows import rows_of
@@ -176,6 +176,16 @@ def joined(level: Level, a: Value, b: Value) -> Value:
 
 def level_of(ins: Iterable[Value]) -> Level:
     return max([value.level for value in ins], default=Level.CONST)
+
+
+def cheap_numbers(value: Value) -> tuple[Dims, np.ndarray] | None:
+    """The numbers of a constant, where they cost next to nothing."""
+    if value.known is None or not value.known.cheap:
+        return None
+    try:
+        return value.known.numbers()
+    except UnfollowedError:
+        return None
 
 
 def has_met_data(value: Value) -> bool:

@@ -12,11 +12,10 @@ import numpy as np
 from optax_gc._infer._arrays import LIMIT, Axis, Dim, blank
 from optax_gc._infer._equation import Equation, Shape, applies
 from optax_gc._infer._layout import reshape
-from optax_gc._infer._maths import cheap_numbers
 from optax_gc._infer._pieces import numbers
 from optax_gc._infer._rows import are_both
 from optax_gc._infer._uses import Mark, Param
-from optax_gc._infer._values import Level, Value, level_of
+from optax_gc._infer._values import Level, Value, cheap_numbers, level_of
 from optax_gc._infer._views import View, drop, flatten, hole, pad
 from optax_gc._infer._walk import Rule, Walk, unknown
 
