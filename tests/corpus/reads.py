@@ -202,6 +202,14 @@ def _unrolled(x: Any, w: Any) -> Any:
     return jnp.stack([row @ w for row in x])
 
 
+def _butterfly(x: Any, w: Any) -> Any:
+    for level, (a, b, c, d) in enumerate(w):
+        y = x.reshape(len(x), -1, 2, 2**level)
+        a, b, c, d = (each.reshape(-1, 2**level) for each in (a, b, c, d))
+        x = jnp.stack([y[:, :, 0] * a + y[:, :, 1] * b, y[:, :, 0] * c + y[:, :, 1] * d], 2).reshape(x.shape)
+    return x
+
+
 def _halves(y: Any) -> Any:
     return y[:2] + y[2:]
 
@@ -1118,6 +1126,12 @@ CASES = [
             "half of the step before, carried as a whole": lambda x, w: lax.scan(
                 lambda c, a: (y := a @ w, tanh(y[:2] + c[2:])), jnp.zeros(OUT), x[0]
             )[1],
+            "the step before, backwards": lambda x, w: lax.scan(
+                lambda c, a: (y := a @ w, tanh(y + c[::-1])), jnp.zeros(OUT), x[0]
+            )[1],
+            "half of what is not followed, and what is made of the other": lambda x, w: tanh(
+                (z := jnp.cumsum(x[0] @ w, 0))[:, :2] + jnp.cumsum(z[:, 2:], 0)
+            ),
             "half of the steps before": lambda x, w: lax.scan(
                 lambda c, a: (0.5 * c + (y := a @ w)[2:], tanh(y[:2] + c)), jnp.zeros(2), x[0]
             )[1],
@@ -1286,6 +1300,9 @@ CASES = [
             "rows, in a loop, each added to what is there": lambda x, w: tanh(
                 lax.fori_loop(0, R, lambda t, o: o.at[t].set(o[t] + x[0, t] @ w), _ZERO)
             ),
+            "outputs, by segments": lambda x, w: tanh(
+                jax.ops.segment_sum((x[0] @ w).T, np.array([0, 0, 1, 1]), num_segments=2)
+            ),
             "the step before": lambda x, w: lax.scan(lambda c, a: (y := a @ w, tanh(y + c)), jnp.zeros(OUT), x[0])[1],
             "a filter for each channel": lambda x, w: tanh(
                 lax.conv_general_dilated(
@@ -1387,6 +1404,7 @@ CASES = [
         x_(3, R, IN),
         w=w("i3 i5 o4"),
     ),
+    case("a butterfly of seven levels", _butterfly, x_(2, 128), w=alone("7 4 64")),
     *spelled(
         "a product is carried to the next step, and read there with another",
         {
@@ -1406,6 +1424,12 @@ CASES = [
             "where the data say": lambda x, w: lax.scan(
                 lambda c, a: (a @ w[1], tanh(a @ w[0] + jnp.where(a[0, 0] > 0, c, 0))), _ZERO, x
             )[1],
+            "over layers": lambda x, w: lax.scan(
+                lambda c, w: ((tanh(c[0] @ w[:, :OUT] + c[1]), c[0] @ w[:, ::-1][:, :OUT]), None),
+                (x[0, :, :OUT], _ZERO),
+                w[:, :OUT],
+            )[0][0],
+            "of the start": lambda x, w: lax.scan(lambda c, a: (h := tanh(a @ w[0] + c), h), x[0] @ w[1], x)[1],
             "from a product on": lambda x, w: lax.scan(lambda c, a: (a @ w[1], tanh(a @ w[0] + c)), x[0] @ w[1], x)[1],
             "of one einsum": lambda x, w: lax.scan(
                 lambda c, a: ((y := jnp.einsum("ri,kio->kro", a, w))[1], tanh(y[0] + c)), _ZERO, x
