@@ -466,6 +466,15 @@ def test_no_large_array_is_made_to_tell_entries_of_large_weights_apart():
     assert peak < 50e6
 
 
+def test_no_large_array_is_made_to_tell_rows_of_data_apart():
+    tracemalloc.start()
+    plan = infer_axes(lambda w, x: jnp.tanh(jnp.cumsum(jnp.cumsum(x @ w, 0), 0)), spec(5, 4), spec(30_000_000, 5))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert plan[""] == WeightAxes((0,), (1,))
+    assert peak < 50e6
+
+
 def test_an_axis_that_is_too_long_is_left_alone():
     plan = infer_axes(lambda w, x: x @ w, spec(2**22 + 1, 3), spec(2, 2**22 + 1))
     assert plan[""] is None

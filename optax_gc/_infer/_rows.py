@@ -116,9 +116,8 @@ def _is_whole(view: View) -> bool:
 
 def _are_unmoved(view: View, positions: Sequence[Named]) -> bool:
     visible = view.visible()
-    return all(
-        at.dims and visible.issuperset(at.dims) and (np.diff(at.data, prepend=-1) == 1).all() for at in positions
-    )
+    known = all(at.dims and at.data.size <= LIMIT and visible.issuperset(at.dims) for at in positions)
+    return known and all((np.diff(at.data, prepend=-1) == 1).all() for at in positions)
 
 
 def _which_outputs(view: View) -> tuple[Named, ...]:
@@ -138,7 +137,8 @@ def lose(view: View, shape: Shape) -> View:
     outputs = view.rows if view.lost else _which_outputs(view)
     parts = *outputs, *(at for _, at in view.picks)
     unmoved = not view.picks and _are_unmoved(view, outputs)
-    began = view.began if unmoved else (view.began, *(at.data.tobytes() for at in parts))
+    keys = (at.data.tobytes() if at.data.size <= LIMIT else at.dims for at in parts)
+    began = view.began if unmoved else (view.began, *keys)
     return View(view.of, axes, (), rows=rows, use=view.use, product=True, stopped=view.stopped, lost=True, began=began)
 
 
