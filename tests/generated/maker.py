@@ -44,6 +44,10 @@ class Maker:
     def size(self) -> int:
         return self.random.choice(self.sizes)
 
+    def width(self) -> int:
+        """A number of features, several where there is one row: one number of data is also a factor of a weight."""
+        return max(self.size(), 2 if self.batch * self.time == 1 else 1)
+
     def chance(self, p: float) -> bool:
         return self.random.random() < p
 

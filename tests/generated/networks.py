@@ -111,7 +111,7 @@ def wrapped(make: Maker, apply: Apply) -> Apply:
 
 
 def narrowed(make: Maker, d: int) -> tuple[Apply, int]:
-    m = make.size()
+    m = make.width()
     return wrapped(make, make.pick(BLOCKS + MORE)(make, d, m)), m
 
 
@@ -134,7 +134,7 @@ def token(make: Maker, d: int) -> Apply:
 
 def start(make: Maker) -> tuple[Callable[[Arrays, Arrays], Any], int]:
     """Features, or ids and a table of embeddings."""
-    b, t, d = make.batch, make.time, make.size()
+    b, t, d = make.batch, make.time, make.width()
     if make.chance(0.7):
         name = make.arg("x", (b, t, d))
         return lambda p, batch: batch[name], d
