@@ -14,7 +14,7 @@ from optax_gc._infer._equation import Equation, Shape
 from optax_gc._infer._maths import mul
 from optax_gc._infer._rows import are_both, chosen_rows, is_diagonal
 from optax_gc._infer._source import one_call
-from optax_gc._infer._units import has_examples, unit_steps, units_of, untold
+from optax_gc._infer._units import comes_out, has_examples, unit_steps, units_of, untold
 from optax_gc._infer._uses import Param, Tier, Use
 from optax_gc._infer._values import GONE, Facts, Level, Value, hidden_by
 from optax_gc._infer._views import View, flatten
@@ -160,6 +160,8 @@ def _contraction(
                 mixed = fixed and has_examples(value)
                 of_units = mixed or untold(other, units, steps)
                 units = sides[1 - k].free if mixed else units
+                if not of_units and comes_out(other, sides[1 - k].contracted):
+                    units = []
                 views.append(
                     walk.start(
                         placed,

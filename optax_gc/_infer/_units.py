@@ -48,6 +48,11 @@ def untold(other: Value, units: Sequence[int], steps: frozenset[Dim] = frozenset
     return bool(steps) or (bool(units) and (any(own) or not has_examples(other)))
 
 
+def comes_out(other: Value, contracted: Sequence[int]) -> bool:
+    """Whether weights that data scale are the same all along what is summed: they are a scale of the sum."""
+    return all(view.spans().isdisjoint(contracted) for view in other.views)
+
+
 def is_outer(factors: Sequence[Sequence[View]]) -> bool:
     """Whether each of two factors has units along an axis along which the other has none."""
     axes = [

@@ -523,6 +523,26 @@ READ_BY += [
         k=w("i5 o4"),
     ),
 ]
+# A scale of the features comes out of a sum over tokens: the layer that mixes these is read as without it.
+_SCALED_TOKENS = {
+    "a scale": lambda x, s, b: x * s,
+    "a scale and a bias": lambda x, s, b: x * s + b,
+    "a scale of one number": lambda x, s, b: x * s[0],
+    "a scale, behind a norm": lambda x, s, b: (x - x.mean(-1, keepdims=True)) * s + b,
+    "a scale, in each example": lambda x, s, b: jax.vmap(lambda x: x * s)(x),
+    "a scale of a scale": lambda x, s, b: x * s * b,
+}
+READ_BY += [
+    case(
+        f"tokens mixed behind {what}, and read by data",
+        lambda x, mix, s, b, w, f=f: jnp.einsum("nmc,nhm->nhc", jnp.einsum("ntc,tm->nmc", f(x, s, b), w), mix),
+        [x_(2, 3, 8), x_(2, 9, 5)],
+        s=alone("8"),
+        b=alone("8"),
+        w=w("i3 o5"),
+    )
+    for what, f in _SCALED_TOKENS.items()
+]
 # What is repeated along outputs is no probe: `mixed` is the kernel, times another one.
 _MIXED = {
     "as a matrix": lambda x, mixed: x @ mixed,
@@ -563,6 +583,9 @@ _MERGED = {
     "masked": lambda x, on, a, b: x @ (a @ (b[0] * x[:3, :6])),
     "masked, turned": lambda x, on, a, b: ((b[0] * x[:3, :6]).T @ a.T) @ x.T,
     "masked, element by element": lambda x, on, a, b: (x[:, :, None] * (a @ (b[0] * x[:3, :6]))).sum(1),
+    "masked, in each example": lambda x, on, a, b: jnp.einsum(
+        "ni,nio->no", x, jnp.einsum("ir,nro->nio", a, x[:, :3, None] * x[:, None, :6] * b[0])
+    ),
     "with a gate for each rank": lambda x, on, a, b: x @ (a @ (x[0, :3, None] * b[0])),
     "of one task": lambda x, on, a, b: x @ (a @ b[on[0]]),
     "of one task, added": lambda x, on, a, b: x @ (jnp.ones((7, 6)) + a @ b[on[0]]),
