@@ -11,12 +11,13 @@ from optax_gc._infer._arrays import Dim
 from optax_gc._infer._constants import folded
 from optax_gc._infer._equation import shape_of
 from optax_gc._infer._facts import facts_after, may_have_facts
-from optax_gc._infer._names import ENDING
+from optax_gc._infer._names import ELEMENTWISE, ENDING
 from optax_gc._infer._units import is_alone
 from optax_gc._infer._values import Level, Value, level_of
 
 # Each value whose facts wait for those of others is a call, and Python's stack is finite.
 _DEPTH = 50
+_IN_PLACE = ELEMENTWISE | {"add", "add_any", "sub", "mul", "div"}
 
 
 def without_views(eqn: Any, ins: Sequence[Value]) -> Sequence[Value]:
@@ -55,7 +56,10 @@ def completed(eqn: Any, ins: Sequence[Value], outs: Sequence[Value], captured: L
             find = functools.partial(facts_after, eqn, ins, i)
             changes |= {"told": find, "waiting": waiting} if waiting < _DEPTH else {"told": find()}
         if hidden and out.level == Level.WEIGHT:
-            changes["hidden"] = frozenset[Any]().union(*(value.sources | value.hidden for value in ins)) - out.sources
+            # What scales or shifts a weight has no axis that this one lacks.
+            within = bool(out.views) and eqn.primitive.name in _IN_PLACE
+            made_of = (value.hidden if within else value.sources | value.hidden for value in ins)
+            changes["hidden"] = frozenset[Any]().union(*made_of) - out.sources
         if may_be_fixed and _may_be_unmet(out) and _none_has_met(eqn, ins, fixed):
             changes["fixed"] = True
         results.append(out.telling(**changes) if changes else out)

@@ -495,6 +495,13 @@ PICKED = [
         k=w("i5 o4"),
     ),
 ]
+
+
+def _repeat(p: jax.Array) -> jax.Array:
+    """The same for each example."""
+    return jnp.broadcast_to(p, (2, *p.shape))
+
+
 _READ_BY = {
     "a learned scale": lambda x, p, q, k, s: s * (jnp.tile(p[None], (2, 1, 1)) @ q) @ (x @ k).mT,
     "a number that data make": lambda x, p, q, k, s: s * (x.mean() * (jnp.tile(p[None], (2, 1, 1)) @ q)) @ (x @ k).mT,
@@ -522,6 +529,28 @@ READ_BY += [
         q=w("i5 o4"),
         k=w("i5 o4"),
     ),
+]
+# What scales or shifts probes is repeated with them.
+_SCALED_PROBES = {
+    "a scale": lambda p, s, b: _repeat(p) * s,
+    "a scale before they are repeated": lambda p, s, b: _repeat(p * s),
+    "a scale and a bias": lambda p, s, b: _repeat(p) * s + b,
+    "a norm": lambda p, s, b: jax.nn.standardize(_repeat(p)) * s + b,
+    "a norm that learns its exponent": lambda p, s, b: _repeat(jnp.exp(p)) ** s / b,
+    "a factor of each probe": lambda p, s, b: _repeat(p) * s[:3, None] - b,
+}
+READ_BY += [
+    case(
+        f"probes behind {what}",
+        lambda x, p, s, b, q, k, f=f: jax.nn.softmax(f(p, s, b) @ q @ (x @ k).mT),
+        x_(2, 7, 5),
+        p=alone("3 5"),
+        s=alone("5"),
+        b=alone("5"),
+        q=w("i5 o4"),
+        k=w("i5 o4"),
+    )
+    for what, f in _SCALED_PROBES.items()
 ]
 # A scale of the features comes out of a sum over tokens: the layer that mixes these is read as without it.
 _SCALED_TOKENS = {
