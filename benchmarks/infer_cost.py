@@ -145,6 +145,14 @@ def slices(n):
     return fn, _spec(n, 8, 8), (_spec(n, 2, 8),)
 
 
+def outputs(n):
+    def fn(w, x):
+        y = x @ w
+        return sum(jnp.tanh(k) * y[:, k] for k in range(n))
+
+    return fn, _spec(8, n), (_spec(2, 8),)
+
+
 def added(n):
     def fn(weights, x):
         return x @ sum(weights)
@@ -170,6 +178,7 @@ MODELS = {
 LONG = {
     "decoder of {} layers, unrolled": (lambda n: llama(n, scanned=False), (10, 20, 40)),
     "sum of {} slices of one weight": (slices, (200, 400, 800)),
+    "sum of {} outputs of one product": (outputs, (100, 200, 400)),
     "x @ sum of {} params": (added, (100, 200, 400)),
     "{} weights cut from one vector": (cut, (50, 100, 200)),
 }

@@ -171,15 +171,20 @@ class _Judge:
                 return _agreed(map(self.verdict, entries), DIFFERENT) if whole else Verdict(None, POOLED)
         if any(view.is_placed() for view in views):
             return Verdict(None, OVERLAP)
-        classes = _classes(views, _outputs)
-        for a, b in itertools.combinations(classes, 2):
-            alike = {view.use for view in a} == {view.use for view in b}
-            # A norm takes all groups.
-            alike = alike and (_batches(a) == _batches(b) or any(view.is_pooled() for view in (*a, *b)))
+        # A norm takes all groups.
+        if not all(self._of_all_groups(view) for view in views if view.is_pooled()):
+            return Verdict(None, POOLED)
+        classes = [(group, {view.use for view in group}, _batches(group)) for group in _classes(views, _outputs)]
+        for (a, uses, batch), (b, others, other) in itertools.combinations(classes, 2):
+            alike = uses == others and (batch == other or any(view.is_pooled() for view in (*a, *b)))
             if not alike and not apart(a[0].axes, b[0].axes):
                 return Verdict(None, OVERLAP)
-        alone = [list({view.use: view for view in group}.values()) for group in classes]
+        alone = [list({view.use: view for view in group}.values()) for group, *_ in classes]
         return _agreed(map(self.verdict, alone), DIFFERENT)
+
+    def _of_all_groups(self, view: View) -> bool:
+        coords = zip(view.coords, self._shape, strict=True)
+        return all(len(np.unique(c.data)) == size for c, size in coords if not view.grouped.isdisjoint(c.dims))
 
     def _beside(self, views: Sequence[View]) -> Verdict | None:
         """Parts that lie side by side, or where other units have none, are judged apart."""

@@ -97,8 +97,9 @@ def add(walk: Walk, eqn: Equation, ins: Sequence[Value]) -> Sequence[Value]:
 
 def _need_no_comparison(walk: Walk, level: Level, a: Value, b: Value) -> bool:
     if level == Level.DATA:
-        apart = a.all_products and b.all_products and a.uses.isdisjoint(b.uses)
-        return apart and not (walk.reads.settled(a.uses) or walk.reads.settled(b.uses))
+        if not (a.all_products and b.all_products) or walk.reads.settled(a.uses) or walk.reads.settled(b.uses):
+            return False
+        return a.uses.isdisjoint(b.uses) or a.signs.isdisjoint(b.signs)
     alike = level == Level.WEIGHT and a.spans is not None and a.spans == b.spans
     return alike and a.sources.isdisjoint(b.sources)
 

@@ -151,6 +151,10 @@ class Value:
         return frozenset(view.use for view in self.views)
 
     @functools.cached_property
+    def signs(self) -> frozenset[Hashable]:
+        return frozenset(map(_sign, self.views))
+
+    @functools.cached_property
     def all_products(self) -> bool:
         return all(view.product for view in self.views)
 
@@ -171,6 +175,8 @@ def joined(level: Level, a: Value, b: Value) -> Value:
         unmet=a.unmet or b.unmet,
         spans=a.spans if a.spans == b.spans else None,
     )
+    if "signs" in a.__dict__ and "signs" in b.__dict__:
+        value.__dict__["signs"] = a.signs | b.signs
     return value
 
 
@@ -213,6 +219,11 @@ def hidden_by(data: Value, inputs: Iterable[int], axes: Mapping[int, Axis]) -> f
     return frozenset(hiding.on(axes) for hiding in data.facts.masks if hiding.along.issuperset(inputs))
 
 
+def _sign(view: View) -> Hashable:
+    """Equal for views that say the same: cheaper to compare than they are."""
+    return view.of, view.use, view.stopped, region(view.axes), view.means
+
+
 def once_each(views: Iterable[View]) -> tuple[View, ...]:
     """The views of a sum, those that say the same once: sums of sums would grow without end.
 
@@ -223,7 +234,7 @@ def once_each(views: Iterable[View]) -> tuple[View, ...]:
     first: dict[object, Sequence[Hashable]] = {}
     lost: collections.Counter[object] = collections.Counter()
     for view in views:
-        known = kept[view.of, view.use, view.stopped]
+        known = kept[_sign(view)]
         if view.lost:
             place, rows = (view.of, view.use, view.stopped, region(view.axes)), rows_of(view)
             moved = place, tuple(map(operator.ne, rows, first.setdefault(place, rows)))

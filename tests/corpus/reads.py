@@ -429,6 +429,27 @@ CASES = [
         k=conv("i3 i3 i1 o6"),
     ),
     *spelled(
+        "a depthwise convolution, and some of its channels pooled",
+        {
+            "beside another": lambda x, k: tanh((y := _conv(x, k, 6))[..., :3].mean(-1) + y[..., 4]),
+            "beside each of the others": lambda x, k: tanh(
+                (y := _conv(x, k, 6))[..., :3].mean(-1)[..., None] + y[..., 3:]
+            ),
+            "out of the others": lambda x, k: tanh((y := _conv(x, k, 6))[..., 1:].mean(-1) - y[..., 0]),
+        },
+        x_(2, 8, 7, 6),
+        k=alone("3 3 1 6"),
+    ),
+    *spelled(
+        "outputs of one product, added up one by one",
+        {
+            "times data": lambda x, w: (lambda y: sum(tanh(x[0, 0]) * y[:, k] for k in range(150)))(x @ w),
+            "times numbers": lambda x, w: (lambda y: sum((k + 1) * y[:, k] for k in range(150)))(x @ w),
+        },
+        x_(2, 5),
+        w=w("i5 o150"),
+    ),
+    *spelled(
         "groups of devices",
         {
             "psum": lambda x, w: sharded(
