@@ -84,7 +84,7 @@ class View:
     def means(self) -> Hashable:
         """Of its arrays: equal for views that say the same, and cheaper to compare."""
         arrays = (*self.coords, *self.masks, *self.holes, *self.mixed, *(at for _, at in self.picks))
-        return tuple(int(array.data.sum()) / array.data.size for array in arrays)
+        return tuple(int(array.data.sum()) / max(array.data.size, 1) for array in arrays)
 
     def varying(self) -> frozenset[Dim]:
         """The dims that the stored entries vary along."""
